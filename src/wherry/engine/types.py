@@ -1,0 +1,339 @@
+"""The engine's nouns as plain values: what its callers (node, builder, the Docker door) ask for and get back."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+
+class State(Enum):
+    """Where a container stands. CREATED: everything is made, its process waits; EXITED: `exit` is set."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """cgroup limits; None means unlimited. CPU: `cpu_quota_us` in each `cpu_period_us`; `cpu_shares` is a weight (1024)."""
+
+    cpu_quota_us: int | None = None
+    cpu_period_us: int = 100_000
+    cpu_shares: int | None = None
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    pids: int | None = None
+    cpuset_cpus: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """What /etc/resolv.conf says; empty `servers` means the engine's own DNS address."""
+
+    servers: Sequence[str] = ()
+    searches: Sequence[str] = ()
+    options: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What containers share: network, IPC and UTS namespaces, hostname, DNS, a cgroup parent.
+
+    `network`: "pod" (an address on this machine's pod network), "host" or "none". `cgroup` is a path below the
+    instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together.
+    """
+
+    id: str
+    hostname: str
+    network: str = "pod"
+    dns: Dns = field(default_factory=Dns)
+    hosts: Mapping[str, str] = field(default_factory=dict[str, str])
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    cgroup: str = ""
+    limits: Limits = field(default_factory=Limits)
+    sysctls: Mapping[str, str] = field(default_factory=dict[str, str])
+    host_ipc: bool = False
+    host_pid: bool = False
+    share_pid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A sandbox as it stands. `address` is its IPv4 address ("" for host or none); `netns` the path of its namespace."""
+
+    id: str
+    spec: SandboxSpec
+    netns: str
+    address: str
+    created: float
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount in a container. kind: "bind" (source: a host path), "tmpfs" (size in `options`) or "volume" (a name)."""
+
+    target: str
+    source: str = ""
+    kind: str = "bind"
+    read_only: bool = False
+    options: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """One container. Empty entrypoint/command/env/workdir/user fall back to the image's; env wins over the image's by name.
+
+    `entrypoint` None means the image's; `command` None means the image's (or none where an entrypoint is given).
+    `image` is a name or digest that this engine knows. `sandbox` is the id of an existing one, or "" for one of its own,
+    made from `sandbox_spec` and removed with the container. `log_driver`: "cri" (file at `log_path`), "none".
+    `restart` is Docker's policy name ("no", "always", "unless-stopped", "on-failure:N"): the engine itself restarts; pods
+    use "no", since the node decides there.
+    """
+
+    name: str
+    image: str
+    id: str = ""
+    entrypoint: Sequence[str] | None = None
+    command: Sequence[str] | None = None
+    env: Sequence[str] = ()
+    workdir: str = ""
+    user: str = ""
+    groups: Sequence[int] = ()
+    sandbox: str = ""
+    sandbox_spec: SandboxSpec | None = None
+    mounts: Sequence[Mount] = ()
+    limits: Limits = field(default_factory=Limits)
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    cap_add: Sequence[str] = ()
+    cap_drop: Sequence[str] = ()
+    privileged: bool = False
+    read_only_root: bool = False
+    no_new_privileges: bool = False
+    seccomp: str = "default"
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    stop_signal: str = ""
+    stop_grace_s: float = 10.0
+    restart: str = "no"
+    auto_remove: bool = False
+    log_path: str = ""
+    log_driver: str = "cri"
+    log_max_bytes: int = 10 * 1024 * 1024
+    log_max_files: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended: `code` is 128+n for signal n; `oom` when the kernel's OOM killer did it; `time` unix seconds."""
+
+    code: int
+    time: float
+    oom: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as it stands. `image_id` is the image config's digest; times are unix seconds, 0 for not yet."""
+
+    id: str
+    name: str
+    spec: ContainerSpec
+    image_id: str
+    state: State
+    created: float
+    started: float = 0.0
+    exit: Exit | None = None
+    pid: int = 0
+    restarts: int = 0
+    sandbox: str = ""
+    address: str = ""
+    argv: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of this machine. `id` is the config's digest, `digest` the manifest's; `config` the OCI image config."""
+
+    id: str
+    digest: str
+    names: Sequence[str]
+    config: Mapping[str, Any]
+    size_bytes: int
+    created: float
+    layers: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A process to run in a running container; empty env/workdir/user are the container's."""
+
+    argv: Sequence[str]
+    env: Sequence[str] = ()
+    workdir: str = ""
+    user: str = ""
+    tty: bool = False
+    stdin: bool = False
+    privileged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One piece of output. `stream` is "stdout" or "stderr"; `data` includes the newline unless the line is `partial`."""
+
+    time: float
+    stream: str
+    data: bytes
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """What happened. `kind`: container, image, sandbox; `action`: create, start, die, oom, destroy, tag, pull, ..."""
+
+    time: float
+    kind: str
+    action: str
+    id: str
+    attributes: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Session(Protocol):
+    """An attached or exec'ed process's streams. Closing it detaches; it never kills the process."""
+
+    def output(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield ("stdout"|"stderr", data) until both end; with a tty everything is stdout."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send to stdin; waits while the process does not read."""
+        ...
+
+    async def close_stdin(self) -> None:
+        """End stdin."""
+        ...
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size; nothing without a tty."""
+        ...
+
+    async def wait(self) -> int:
+        """Return the exit code of the process."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the streams."""
+        ...
+
+
+class Engine(Protocol):
+    """Containers of this machine. Ids are 64 hex digits; every `ref` may be an id, a unique id prefix or a name.
+
+    Raises NotFound for a ref that is not there, AlreadyExists for a taken name, Conflict for the wrong state,
+    Invalid for a spec that cannot be, Broken when the runtime or kernel refuses.
+    """
+
+    # images -----------------------------------------------------------------------------------------------------------
+    async def image(self, ref: str) -> Image:
+        """Find an image by name (`web:1`, normalised as Docker does), digest or id prefix."""
+        ...
+
+    async def images(self) -> Sequence[Image]:
+        """List the images."""
+        ...
+
+    async def pull(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> Image:
+        """Get an image: the cluster's registry where one is joined, then the registry that the name says."""
+        ...
+
+    async def push(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> str:
+        """Send an image to the registry that its name says; return the manifest's digest."""
+        ...
+
+    async def tag(self, ref: str, name: str) -> None:
+        """Give an image one more name (and tag it in the cluster's registry where one is joined)."""
+        ...
+
+    async def commit_image(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
+        """Make an image of an OCI config and layer blobs that are in the content store (digests, lowest first)."""
+        ...
+
+    async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
+        """Take a name away, and the image with its last name; return lines such as `Untagged: ...`, `Deleted: ...`."""
+        ...
+
+    # sandboxes --------------------------------------------------------------------------------------------------------
+    async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """Make one; its namespaces and address are ready on return. Creating it again with the same id returns it."""
+        ...
+
+    async def sandbox(self, id: str) -> Sandbox:
+        """Find one by id."""
+        ...
+
+    async def sandboxes(self) -> Sequence[Sandbox]:
+        """List them."""
+        ...
+
+    async def remove_sandbox(self, id: str) -> None:
+        """Remove its containers (killed), namespaces, address and cgroup; nothing if it is not there."""
+        ...
+
+    # containers -------------------------------------------------------------------------------------------------------
+    async def create(self, spec: ContainerSpec) -> Container:
+        """Make a container, not started."""
+        ...
+
+    async def start(self, ref: str) -> None:
+        """Start it; raises Broken with the runtime's words (126/127 in Exit) when its command cannot be run."""
+        ...
+
+    async def container(self, ref: str) -> Container:
+        """Find one."""
+        ...
+
+    async def containers(self) -> Sequence[Container]:
+        """List all, running or not."""
+        ...
+
+    async def stop(self, ref: str, *, grace_s: float | None = None) -> None:
+        """Send the stop signal, wait `grace_s` (None: the spec's), kill; returns when it has exited."""
+        ...
+
+    async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
+        """Send a signal by name or number; Conflict when it does not run."""
+        ...
+
+    async def wait(self, ref: str) -> Exit:
+        """Wait for its (next) exit; at once when it has exited."""
+        ...
+
+    async def remove(self, ref: str, *, force: bool = False) -> None:
+        """Remove it with its files; Conflict when it runs and `force` is not set."""
+        ...
+
+    async def exec(self, ref: str, spec: ExecSpec) -> Session:
+        """Run one more process in it."""
+        ...
+
+    async def attach(self, ref: str) -> Session:
+        """Attach to its main process's streams, from now on."""
+        ...
+
+    def logs(
+        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
+    ) -> AsyncIterator[LogLine]:
+        """Yield its log, across rotated files; with `follow`, until it has exited and all is read."""
+        ...
+
+    async def stats(self, ref: str) -> Mapping[str, int]:
+        """Usage now: cpu_usage_ns, memory_usage_bytes, memory_working_set_bytes, pids."""
+        ...
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """Yield what happens from now on; a reader that is too slow gets Expired."""
+        ...

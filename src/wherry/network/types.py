@@ -1,0 +1,63 @@
+"""What the network is told and asked, as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One port of a service: `endpoints` are (address, port) of ready backends on any node."""
+
+    protocol: str
+    port: int
+    endpoints: Sequence[tuple[str, int]]
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service with cluster addresses. `affinity_s`: 0, or seconds of ClientIP session affinity."""
+
+    key: str
+    addresses: Sequence[str]
+    ports: Sequence[Port]
+    affinity_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A namespace's place on the pod network."""
+
+    address: str
+    gateway: str
+    link: str
+
+
+class PodNetwork(Protocol):
+    """Addresses and links of this machine's pods."""
+
+    @property
+    def gateway(self) -> str:
+        """The machine's own address on the pod network; DNS listens on it."""
+        ...
+
+    async def attach(self, owner: str, netns: str) -> Attachment:
+        """Give the namespace at path `netns` an interface eth0, an address and a default route. Repeatable by `owner`."""
+        ...
+
+    async def detach(self, owner: str) -> None:
+        """Take the link away and free the address; nothing if there is none."""
+        ...
+
+    async def attachments(self) -> Sequence[tuple[str, Attachment]]:
+        """List (owner, attachment)."""
+        ...
+
+
+class Services(Protocol):
+    """The machine's service table in nftables."""
+
+    async def sync(self, services: Sequence[Service]) -> None:
+        """Make the kernel's table equal to `services`, changing only what differs."""
+        ...
