@@ -72,7 +72,7 @@ class Change:
 
 
 class Client(Protocol):
-    """Read and write objects. Every error is a WherryError made from the server's Status (409 Conflict, 404 NotFound...)."""
+    """Read and write objects. Every error is a WherryError made from the server's Status."""
 
     async def get(self, kind: Kind, name: str, namespace: str = "") -> bytes:
         """Read one object's JSON."""
@@ -83,9 +83,20 @@ class Client(Protocol):
         ...
 
     def watch(
-        self, kind: Kind, namespace: str = "", *, version: str, labels: str = "", fields: str = ""
+        self,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        version: str,
+        labels: str = "",
+        fields: str = "",
+        initial: bool = False,
     ) -> AsyncIterator[Change]:
-        """Yield changes later than `version` until the server ends the watch. Raises Expired: list again."""
+        """Yield changes later than `version` until the server ends the watch. Raises Expired: list again.
+
+        With `initial` what exists comes first, each object as ADDED, then a BOOKMARK with the annotation
+        `k8s.io/initial-events-end` (a WatchList). Raises Invalid or BadRequest when the server does not do that.
+        """
         ...
 
     async def create(self, kind: Kind, body: Json, namespace: str = "") -> bytes:
@@ -97,15 +108,28 @@ class Client(Protocol):
         ...
 
     async def patch(
-        self, kind: Kind, name: str, namespace: str, patch: Json | Sequence[Json], *, subresource: str = "",
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        patch: Json | Sequence[Json],
+        *,
+        subresource: str = "",
         type: str = "merge",
     ) -> bytes:
         """Patch. `type`: "merge", "strategic" or "json" (a list of operations)."""
         ...
 
     async def delete(
-        self, kind: Kind, name: str, namespace: str = "", *, uid: str = "", version: str = "",
-        grace_s: int | None = None, propagation: str = "",
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str = "",
+        *,
+        uid: str = "",
+        version: str = "",
+        grace_s: int | None = None,
+        propagation: str = "",
     ) -> None:
         """Delete, with preconditions. Raises NotFound, Conflict."""
         ...

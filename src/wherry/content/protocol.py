@@ -52,7 +52,7 @@ class Content(Protocol):
 
     A blob lives while somebody holds it, directly or through a held blob that refers to it, or a lease covers it.
     A hold is (holder, digest), such as ("image/docker.io/library/web:1", manifest digest). Holding a manifest or an
-    index holds all it refers to. A lease is (id, until): whoever writes has one, so that the collector leaves new blobs.
+    index holds all it refers to. A lease is (id, until): whoever writes has one, so that new blobs are left alone.
     """
 
     async def stat(self, digest: Digest) -> Blob | None:
@@ -61,6 +61,10 @@ class Content(Protocol):
 
     def path(self, digest: Digest) -> Path:
         """Where its bytes are, read-only to the caller (for sendfile and unpacking)."""
+        ...
+
+    def verified(self, digest: Digest) -> bool:
+        """Say whether this process saw the bytes match since the file last changed: then `path` may be served."""
         ...
 
     async def read(self, digest: Digest, *, limit: int = 8 * 1024 * 1024) -> bytes:
@@ -99,10 +103,14 @@ class Content(Protocol):
         """Begin a lease; return its id."""
         ...
 
+    async def cover(self, digest: Digest, lease: str) -> Blob | None:
+        """Let a lease cover a blob that is here already; None when it is not. Raises Expired when the lease is over."""
+        ...
+
     async def end_lease(self, lease: str) -> None:
         """End it; nothing if it is over."""
         ...
 
     async def collect(self, *, dry_run: bool = False) -> Sequence[Blob]:
-        """Remove (or, dry, list) every blob that nobody holds and no lease covers; and uploads nobody has touched for a day."""
+        """Remove (or, dry, list) every blob that nobody holds and no lease covers; and uploads left for a day."""
         ...

@@ -43,6 +43,14 @@ class PodState:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """An image of this machine: its id (the config's digest) and the user it says it runs as."""
+
+    id: str
+    user: str = ""
+
+
 class PodRuntime(Protocol):
     """Pods of one node. `uid` is the pod's. Every call may be repeated safely."""
 
@@ -50,12 +58,16 @@ class PodRuntime(Protocol):
         """List what is here, also of an agent that died."""
         ...
 
+    async def pod(self, uid: str) -> PodState | None:
+        """What is here of one pod; None when there is nothing."""
+        ...
+
     async def ensure_sandbox(self, uid: str, namespace: str, name: str, spec: SandboxSpec) -> PodState:
         """Make the pod's sandbox if it is not there."""
         ...
 
-    async def ensure_image(self, image: str, policy: str) -> str:
-        """Have an image by pull policy Always, IfNotPresent or Never; return its id. Raises NotFound or Unavailable."""
+    async def ensure_image(self, image: str, policy: str) -> LocalImage:
+        """Have an image by pull policy Always, IfNotPresent or Never. Raises NotFound or Unavailable."""
         ...
 
     async def start(self, uid: str, name: str, attempt: int, spec: ContainerSpec) -> ContainerState:
@@ -88,7 +100,10 @@ class PodRuntime(Protocol):
         """Yield a container's log."""
         ...
 
-    async def probe_http(self, uid: str, *, scheme: str, port: int, path: str, host: str, headers: Sequence[tuple[str, str]], timeout_s: float) -> int:
+    async def probe_http(
+        self, uid: str, *, scheme: str, port: int, path: str, host: str,
+        headers: Sequence[tuple[str, str]], timeout_s: float,
+    ) -> int:  # fmt: skip
         """GET from the pod's address (or `host`); return the status. Raises Unavailable when nothing answers."""
         ...
 

@@ -1,0 +1,147 @@
+"""Errors as Kubernetes `Status` objects: the one table from outcome to HTTP status and reason."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from wherry.errors import (
+    AlreadyExists,
+    BadRequest,
+    Broken,
+    Cause,
+    Conflict,
+    Damaged,
+    DeadlineExceeded,
+    Expired,
+    Forbidden,
+    Invalid,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+    TooLarge,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    Unsupported,
+    UnsupportedMediaType,
+    WherryError,
+)
+
+STATUS: Mapping[type[WherryError], tuple[int, str]] = {
+    BadRequest: (400, "BadRequest"),
+    Unauthorized: (401, "Unauthorized"),
+    Forbidden: (403, "Forbidden"),
+    NotFound: (404, "NotFound"),
+    MethodNotAllowed: (405, "MethodNotAllowed"),
+    NotAcceptable: (406, "NotAcceptable"),
+    AlreadyExists: (409, "AlreadyExists"),
+    Conflict: (409, "Conflict"),
+    Expired: (410, "Expired"),
+    TooLarge: (413, "RequestEntityTooLarge"),
+    UnsupportedMediaType: (415, "UnsupportedMediaType"),
+    Invalid: (422, "Invalid"),
+    TooManyRequests: (429, "TooManyRequests"),
+    Unsupported: (501, "NotImplemented"),
+    Unavailable: (503, "ServiceUnavailable"),
+    DeadlineExceeded: (504, "Timeout"),
+    Damaged: (503, "ServiceUnavailable"),
+    Broken: (503, "ServiceUnavailable"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a request was about, for the details of a Status: `kind` is the resource's plural or the object's kind."""
+
+    group: str = ""
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+def code_of(error: WherryError) -> int:
+    """The HTTP status of an error; subclasses take their nearest parent's."""
+    return _row(error)[0]
+
+
+def failure(error: WherryError, about: About | None = None) -> dict[str, Any]:
+    """The Status object of an error. Source: Kubernetes API conventions, "Response Status Kind"."""
+    code, reason = _row(error)
+    details: dict[str, Any] = {}
+    if about is not None:
+        pairs = (("name", about.name), ("group", about.group), ("kind", about.kind), ("uid", about.uid))
+        details = {key: value for key, value in pairs if value}
+    if error.causes:
+        details["causes"] = [_cause(cause) for cause in error.causes]
+    if isinstance(error, TooManyRequests):
+        details["retryAfterSeconds"] = error.retry_after_s
+    elif isinstance(error, DeadlineExceeded | Unavailable):
+        details["retryAfterSeconds"] = 1
+    status: dict[str, Any] = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": error.message,
+        "reason": reason,
+    }
+    if isinstance(error, ExpiredToken):
+        status["metadata"] = {"continue": error.token}
+    if details:
+        status["details"] = details
+    status["code"] = code
+    return status
+
+
+def failure_bytes(error: WherryError, about: About | None = None) -> bytes:
+    """The Status object of an error as JSON."""
+    return orjson.dumps(failure(error, about))
+
+
+def success(about: About) -> dict[str, Any]:
+    """The Status that answers a deletion done at once."""
+    pairs = (("name", about.name), ("group", about.group), ("kind", about.kind), ("uid", about.uid))
+    details = {key: value for key, value in pairs if value}
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+
+
+class ExpiredToken(Expired):
+    """A `continue` token whose revision is compacted; `token` goes on from the same key at the present revision."""
+
+    def __init__(self, message: str, token: str) -> None:
+        super().__init__(message)
+        self.token = token
+
+
+class WrongVersion(DeadlineExceeded):
+    """A resourceVersion was asked for that this cluster has not reached."""
+
+    def __init__(self, asked: int, current: int) -> None:
+        message = f"Too large resource version: {asked}, current: {current}"
+        super().__init__(message, causes=(Cause("", "ResourceVersionTooLarge", "Too large resource version"),))
+
+
+def invalid(kind: str, group: str, name: str, causes: Sequence[Cause]) -> Invalid:
+    """An Invalid as `kubectl` users know it: `Deployment.apps "web" is invalid: spec.x: Required value`."""
+    texts = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
+    body = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
+    return Invalid(f'{qualified(kind, group)} "{name}" is invalid: {body}', causes=causes)
+
+
+def qualified(resource: str, group: str) -> str:
+    """A resource or kind with its group: `deployments.apps`, `pods`."""
+    return f"{resource}.{group}" if group else resource
+
+
+def _row(error: WherryError) -> tuple[int, str]:
+    for parent in type(error).__mro__:
+        if parent in STATUS:
+            return STATUS[parent]
+    return 503, "ServiceUnavailable"
+
+
+def _cause(cause: Cause) -> dict[str, str]:
+    found = {"reason": cause.reason, "message": cause.message, "field": cause.field}
+    return {key: value for key, value in found.items() if value}

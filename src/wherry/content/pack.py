@@ -1,0 +1,232 @@
+"""Making a layer: entries, or a directory, or the upper directory of an overlay, as a gzip blob in the content store.
+
+The same tree makes the same bytes: entries are sorted, owners are numbers, gzip has no time, and times can be given.
+"""
+
+import asyncio
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wherry.content.digests import hasher
+from wherry.content.oci import OCI_LAYER, OCI_LAYER_GZIP
+from wherry.content.protocol import Content, Digest
+from wherry.content.tarwrite import END, Entry, header, padding
+from wherry.content.unpack import OPAQUE, OPAQUE_MARK, WHITEOUT
+from wherry.errors import Broken
+
+GZIP_LEVEL = 1
+"""isal's; 262 MB/s for 13 % more bytes than zlib -6 (facts, section 7)."""
+_PIECE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer in the store: `digest` and `size_bytes` of the blob, `diff_id` and `tar_bytes` of the plain tar."""
+
+    digest: Digest
+    diff_id: str
+    size_bytes: int
+    tar_bytes: int
+    media_type: str = OCI_LAYER_GZIP
+
+
+async def write_layer(content: Content, entries: Iterable[Entry], *, lease: str, compress: bool = True) -> Layer:
+    """Write entries (in this order) as a layer. Raises Broken when a file changes or vanishes meanwhile."""
+    plain = hasher()
+    total = 0
+    writer = await content.ingest(lease=lease)
+    pieces = _gathered(_tar(entries))
+    squeeze = _Gzip() if compress else None
+
+    def step() -> bytes | None:
+        """Make the next piece of the blob, with the digest of its tar taken beside."""
+        nonlocal total
+        try:
+            piece = next(pieces, None)
+        except OSError as error:
+            raise Broken(f"layer: {error.filename}: {error.strerror} while packing") from error
+        if piece is None:
+            return None
+        total += len(piece)
+        hashing: Future[None] = digester.submit(plain.update, piece)
+        out = squeeze.add(piece) if squeeze else piece
+        hashing.result()
+        return out
+
+    try:
+        with ThreadPoolExecutor(1, "digest") as digester:
+            while (data := await asyncio.to_thread(step)) is not None:
+                if data:
+                    await writer.write(data)
+        if squeeze:
+            await writer.write(squeeze.end())
+        blob = await writer.commit()
+    finally:
+        await writer.abort()
+    media_type = OCI_LAYER_GZIP if compress else OCI_LAYER
+    return Layer(blob.digest, f"sha256:{plain.hexdigest()}", blob.size_bytes, total, media_type)
+
+
+async def pack_directory(content: Content, root: Path, *, lease: str, mtime: int | None = None) -> Layer:
+    """Pack a directory's content, as it is, as a layer. `mtime` replaces every time."""
+    return await write_layer(content, entries_of(root, mtime=mtime), lease=lease)
+
+
+async def pack_upper(
+    content: Content, upper: Path, *, lease: str, exclude: Collection[str] = (), mtime: int | None = None
+) -> Layer:
+    """Pack the upper directory of an overlay: what a container changed, whiteouts and opaque directories included.
+
+    `exclude` are paths (without leading slash) of mount points that the runtime made, left out with all below them.
+    """
+    return await write_layer(content, entries_of(upper, upper=True, exclude=exclude, mtime=mtime), lease=lease)
+
+
+def entries_of(
+    root: Path, *, upper: bool = False, exclude: Collection[str] = (), mtime: int | None = None
+) -> Iterator[Entry]:
+    """Walk a directory in byte order of names. With `upper`, overlayfs's marks become `.wh.` entries.
+
+    Hard links among the entries stay hard links; sockets are left out. Raises Broken for overlay features that a layer
+    cannot say (redirects, metadata-only copies).
+    """
+    return _walk(str(root), "", {}, upper, frozenset(path.strip("/") for path in exclude), mtime)
+
+
+def _walk(
+    folder: str, below: str, links: dict[tuple[int, int], str], upper: bool, exclude: frozenset[str], mtime: int | None
+) -> Iterator[Entry]:
+    with os.scandir(folder) as found:
+        names = sorted(entry.name for entry in found)
+    for name in names:
+        path = f"{below}{name}"
+        if path in exclude:
+            continue
+        place = f"{folder}/{name}"
+        seen = os.lstat(place)
+        kind = _kind(seen)
+        when = int(seen.st_mtime) if mtime is None else mtime
+        if kind == "":
+            continue
+        if upper and kind == "char" and seen.st_rdev == 0:
+            yield Entry(f"{below}{WHITEOUT}{name}", "file", 0, mtime=when)
+            continue
+        xattrs = _xattrs(place, kind, upper)
+        link = os.readlink(place) if kind == "symlink" else ""
+        if kind != "dir" and seen.st_nlink > 1:
+            first = links.setdefault((seen.st_dev, seen.st_ino), path)
+            if first != path:
+                kind, link, xattrs = "link", first, {}
+        opaque = xattrs.pop(OPAQUE, b"") in (b"y", b"x")
+        yield Entry(
+            path,
+            kind,
+            stat.S_IMODE(seen.st_mode),
+            seen.st_uid,
+            seen.st_gid,
+            when,
+            link,
+            seen.st_size if kind == "file" else 0,
+            Path(place) if kind == "file" else None,
+            (os.major(seen.st_rdev), os.minor(seen.st_rdev)) if kind in ("char", "block") else (0, 0),
+            xattrs,
+        )
+        if kind == "dir":
+            if opaque:
+                yield Entry(f"{path}/{OPAQUE_MARK}", "file", 0, mtime=when)
+            yield from _walk(place, f"{path}/", links, upper, exclude, mtime)
+
+
+def _kind(seen: os.stat_result) -> str:
+    tests = (
+        (stat.S_ISREG, "file"),
+        (stat.S_ISDIR, "dir"),
+        (stat.S_ISLNK, "symlink"),
+        (stat.S_ISCHR, "char"),
+        (stat.S_ISBLK, "block"),
+        (stat.S_ISFIFO, "fifo"),
+    )
+    return next((kind for test, kind in tests if test(seen.st_mode)), "")
+
+
+def _xattrs(place: str, kind: str, upper: bool) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    if kind not in ("file", "dir"):
+        return found
+    try:
+        names = os.listxattr(place, follow_symlinks=False)
+    except OSError:
+        return found  # a file system without attributes
+    for name in names:
+        if name.startswith("trusted.overlay.") and upper:
+            if name.endswith((".redirect", ".metacopy")):
+                raise Broken(
+                    f"{place}: the overlay was mounted with {name.rpartition('.')[2]}, which a layer cannot say"
+                )
+            if name != OPAQUE:
+                continue
+        elif name != "security.capability" and not (name.startswith("user.") and not name.startswith("user.overlay.")):
+            continue
+        with suppress(OSError):
+            found[name] = os.getxattr(place, name, follow_symlinks=False)
+    return found
+
+
+def _tar(entries: Iterable[Entry]) -> Iterator[bytes]:
+    for entry in entries:
+        yield header(entry)
+        if entry.kind != "file" or not entry.size:
+            continue
+        if isinstance(entry.source, bytes):
+            yield entry.source
+        elif entry.source is not None:
+            yield from _file(entry.source, entry.size)
+        yield padding(entry.size)
+    yield END
+
+
+def _file(path: Path, size: int) -> Iterator[bytes]:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        left = size
+        while left:
+            data = os.read(fd, min(left, _PIECE))
+            if not data:
+                raise Broken(f"{path}: it became shorter while it was packed")
+            left -= len(data)
+            yield data
+        if os.read(fd, 1):
+            raise Broken(f"{path}: it became longer while it was packed")
+    finally:
+        os.close(fd)
+
+
+def _gathered(parts: Iterator[bytes]) -> Iterator[bytes]:
+    waiting: list[bytes] = []
+    have = 0
+    for part in parts:
+        waiting.append(part)
+        have += len(part)
+        if have >= _PIECE:
+            yield b"".join(waiting)
+            waiting, have = [], 0
+    if waiting:
+        yield b"".join(waiting)
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        from isal import isal_zlib
+
+        self._state = isal_zlib.compressobj(GZIP_LEVEL, wbits=31)
+
+    def add(self, data: bytes) -> bytes:
+        return self._state.compress(data)
+
+    def end(self) -> bytes:
+        return self._state.flush()

@@ -1,0 +1,41 @@
+"""What can be set for an engine."""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from wherry.content.protocol import Digest
+
+
+def ignore_arrow(name: str) -> None:
+    """Do nothing between two states."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The engine's settings. Times are seconds.
+
+    `runtime`: "crun", "runc", or "" for crun where there is one and else runc. `cluster_registry`: the endpoint of the
+    cluster's registry (`unix:/path`, `http://h:p`), or "" on a machine that is not joined. `registry_host` is that
+    registry's own name in images (`REGISTRYHOST:PORT/x`). `shares_content`: it keeps its blobs in this very content store,
+    so a tag there moves no bytes. `on_tag` is told of each name given (name, manifest digest), in place of the PUT to the
+    registry. `parallel` bounds the runtime calls at once (0: twice the cores). `rotate_every_s`: how often logs are
+    measured. `insecure` are registries spoken to by plain HTTP. `arrow` is called between two states (see README.md).
+    """
+
+    runtime: str = ""
+    cluster_registry: str = ""
+    registry_host: str = ""
+    shares_content: bool = True
+    on_tag: Callable[[str, Digest], Awaitable[None]] | None = None
+    parallel: int = 0
+    create_timeout_s: float = 60.0
+    rotate_every_s: float = 5.0
+    insecure: frozenset[str] = frozenset()
+    cgroup: str = ""
+    arrow: Callable[[str], None] = ignore_arrow
+
+    @property
+    def at_once(self) -> int:
+        """How many runtime calls may run at once."""
+        return self.parallel or 2 * (os.cpu_count() or 1)

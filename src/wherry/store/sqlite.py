@@ -1,0 +1,571 @@
+"""The embedded store: the present in memory, every write in a log of SQLite files before it is answered."""
+
+import asyncio
+import logging
+import random
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from heapq import merge as merge_sorted
+from itertools import islice
+from pathlib import Path
+from typing import Self, TypeVar
+
+from wherry.clock import Clock, machine
+from wherry.errors import Broken, Conflict, Damaged, Expired, Invalid, NotFound, TooLarge, TooManyRequests, Unavailable
+from wherry.store.files import Directory, Lock
+from wherry.store.forks import fork
+from wherry.store.index import SortedKeys, prefix_end
+from wherry.store.loading import Loaded, State, load
+from wherry.store.log import PLACES, Head, Row, read_rows
+from wherry.store.protocol import Entry, Event, Note, Page, Write
+from wherry.store.seals import SECRETS, Life, Sealer
+from wherry.store.settings import Durability, Settings
+from wherry.store.snapshot import merge, plan_merge
+from wherry.store.watching import Hub, Watcher
+from wherry.store.window import Change
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_TRIM_SLICE = 2000
+_FINAL_CODES = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC, sqlite3.SQLITE_CORRUPT}
+"""After a failed fsync the kernel may count lost pages as clean, so only a fresh start can tell what is on the disk."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A transaction on its way to the disk. `entries` are what its keys become (None: absent)."""
+
+    revision: int
+    entries: Sequence[tuple[str, Entry | None, Entry | None]]  # key, before, after
+    note: Note
+    size_bytes: int
+    done: asyncio.Future[int]
+    sealed: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """Why we take no writes: `retry_at` (machine time) is when the disk is asked again, None never."""
+
+    message: str
+    retry_at: float | None
+    backoff_s: float
+
+
+class SqliteStore:
+    """`Store` on this machine, for one process.
+
+    Compare-and-set happens in memory, in the order in which writes arrive; `_pending` holds what is on its way to the
+    disk, and only writers look at it. Readers and watchers see `_state`, to which a write is added after its commit:
+    so nobody sees a write that a power loss could take back, and a write's own caller sees it when it is answered.
+    """
+
+    def __init__(
+        self, directory: Directory, lock: Lock, sealer: Sealer, loaded: Loaded, clock: Clock, settings: Settings
+    ) -> None:
+        self.clock = clock
+        self._directory, self._lock, self._sealer, self._settings = directory, lock, sealer, settings
+        self._head, self._floor = loaded.head, loaded.floor
+        self._state: State = loaded.state
+        self._keys = SortedKeys(self._state.present)
+        self._hub = Hub()
+        self._loop = asyncio.get_running_loop()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="store-helper")
+        self._files = asyncio.Lock()  # held by whoever adds or removes sealed files
+        self._next = self._state.revision + 1
+        self._queue: list[_Pending] = []
+        self._queue_bytes = 0
+        self._pending: dict[str, tuple[int, Entry | None]] = {}
+        self._committing = self._scheduled = self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._fault: _Fault | None = None
+        self._healing = asyncio.Lock()
+        self._floor_written = self._floor
+        self._undropped: list[Life] = []
+        self._rolling: asyncio.Task[None] | None = None
+        self._roll_at_bytes = settings.roll_bytes
+
+    @classmethod
+    async def open(
+        cls,
+        root: Path,
+        *,
+        clock: Clock,
+        durability: Durability = "full",
+        sealer: Sealer | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Open the store in the directory `root`, made if absent.
+
+        Raises Unavailable when another process has it open, Damaged when what is stored is not as it was written.
+        """
+        settings = settings or Settings()
+
+        def begin() -> tuple[Lock, Sealer, Loaded]:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = Lock(root)
+            keys = sealer or Sealer(root)
+            try:
+                return lock, keys, load(Directory(root), keys, settings, durability)
+            except BaseException:
+                keys.close()
+                lock.release()
+                raise
+
+        try:
+            lock, keys, loaded = await asyncio.to_thread(begin)
+        except (OSError, sqlite3.Error) as error:
+            raise Broken(f"store {root}: cannot be opened: {error}") from error
+        return cls(Directory(root), lock, keys, loaded, clock, settings)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._directory.root
+
+    @property
+    def floor(self) -> int:
+        """The oldest revision that can be read: older ones are Expired."""
+        return max(self._floor, self._state.window.floor)
+
+    @property
+    def window_events(self) -> int:
+        """How many writes of the past are in memory."""
+        return len(self._state.window)
+
+    # ---- reading
+
+    async def get(self, key: str) -> Entry | None:
+        """Read one key as of now, or None."""
+        return self._state.present.get(key)
+
+    async def list(self, prefix: str, *, after: str = "", limit: int = 0, at: int = 0) -> Page:
+        """Read keys under `prefix`; see the protocol. Raises Expired, and Invalid for a revision that is not there yet."""
+        low, high = max(prefix, f"{after}\0" if after else ""), prefix_end(prefix)
+        present = self._state.present
+        if at in (0, self._state.revision):
+            keys = list(islice(self._keys.range(low, high), limit or None))
+            remaining = self._keys.count(low, high) - len(keys)
+            return Page([present[key] for key in keys], self._state.revision, remaining > 0, remaining)
+        then = self._undone(prefix, at)
+        past = sorted(key for key, entry in then.items() if entry is not None and key >= low)
+        keys = list(merge_sorted(past, (key for key in self._keys.range(low, high) if key not in then)))
+        stop = limit or len(keys)
+        entries = [then.get(key) or present[key] for key in keys[:stop]]
+        remaining = len(keys) - len(entries)
+        return Page(entries, at, remaining > 0, remaining)
+
+    def watch(self, prefix: str, *, after: int) -> Watcher:
+        """Yield each write under `prefix` later than `after`; see the protocol. Ends with Unavailable on `close`."""
+        settings = self._settings
+        watcher = Watcher(prefix, max_events=settings.watcher_events, max_bytes=settings.watcher_bytes)
+        if self._closed:
+            watcher.fail(self._closed_error())
+            return watcher
+        try:
+            changes = self._state.window.since(after)
+        except Expired as error:
+            watcher.fail(error)
+            return watcher
+        watcher.begin(change.event for change in changes if change.event.key.startswith(prefix))
+        self._hub.add(prefix, watcher)
+        return watcher
+
+    async def revision(self) -> int:
+        """Say the last durable revision: every write that was answered is at or before it."""
+        return self._state.revision
+
+    def first_since(self, time: float) -> int:
+        """The first revision written at cluster time `time` or later, as far as the window knows."""
+        return self._state.window.first_since(time)
+
+    def revision_from_end(self, count: int) -> int:
+        """The revision that has `count` changes after it in the window, 0 when there are not as many."""
+        return self._state.window.revision_from_end(count)
+
+    def sealed(self, revision: int, key: str) -> bytes | None:
+        """The value that `key` got at `revision`, as it lies sealed on disk; None when it left the window."""
+        change = self._state.window.find(revision, key)
+        return change.sealed if change else None
+
+    def unseal(self, key: str, sealed: bytes) -> bytes | None:
+        """Read a sealed value; None when its secret has been deleted, and the data key with it."""
+        return self._sealer.unseal(key, sealed)
+
+    def _undone(self, prefix: str, at: int) -> dict[str, Entry | None]:
+        """What the keys under `prefix` that were written after revision `at` were at that revision."""
+        if at > self._state.revision:
+            raise Invalid(f"revision {at} is not there yet: the last is {self._state.revision}")
+        if at < self._floor:
+            raise Expired(f"revision {at} has been compacted away; the oldest kept is {self._floor}: list without it")
+        then: dict[str, Entry | None] = {}
+        for change in self._state.window.since(at):
+            if change.event.key.startswith(prefix):
+                then.setdefault(change.event.key, change.before)
+        return then
+
+    # ---- writing
+
+    async def put(self, key: str, value: bytes, *, expect: int, note: Note) -> int:
+        """Write if the key is at version `expect`, else raise Conflict; return the new revision."""
+        return await self.txn((Write(key, value, expect),), note=note)
+
+    async def delete(self, key: str, *, expect: int, note: Note) -> int:
+        """Delete if the key is at version `expect`, else raise Conflict; NotFound when it is absent, as expected."""
+        return await self.txn((Write(key, None, expect),), note=note)
+
+    async def txn(self, writes: Sequence[Write], *, note: Note) -> int:
+        """Do all the writes in one revision, or none; see the protocol.
+
+        Raises TooManyRequests when too much waits for the disk, Broken when the disk did not take it, Unavailable while
+        it takes nothing. A caller that is cancelled does not know whether the write happens.
+        """
+        self._check(writes)
+        note = Note(note.time, _text(note.actor), _text(note.operation))
+        if self._fault is not None:
+            await self._heal()
+        return await self._enqueue(writes, note)
+
+    def _check(self, writes: Sequence[Write]) -> None:
+        if not 0 < len(writes) <= PLACES:
+            raise Invalid(f"a transaction of {len(writes)} writes: from 1 to {PLACES} are possible")
+        if len({write.key for write in writes}) != len(writes):
+            raise Invalid("a transaction writes a key twice")
+        for write in writes:
+            if not write.key or "\0" in write.key or _text(write.key) != write.key:
+                raise Invalid(f"key {write.key!r}: keys are text, not empty, without NUL")
+            if write.value is not None and len(write.value) > self._settings.value_bytes:
+                raise TooLarge(
+                    f"{write.key}: {len(write.value)} bytes, and at most {self._settings.value_bytes} are taken"
+                )
+
+    def _enqueue(self, writes: Sequence[Write], note: Note) -> asyncio.Future[int]:
+        """Compare, and line up for the disk. No await: the order of calls is the order of revisions."""
+        if self._closed:
+            raise self._closed_error()
+        settings = self._settings
+        if len(self._queue) >= settings.queue_writes or self._queue_bytes >= settings.queue_bytes:
+            raise TooManyRequests(f"store {self.root}: {len(self._queue)} writes wait for the disk; try again")
+        revision = self._next
+        entries = [self._compare(write, revision) for write in writes]
+        for key, _, after in entries:
+            self._pending[key] = (revision, after)
+        self._next += 1
+        size_bytes = sum(len(write.key) + len(write.value or b"") for write in writes)
+        done: asyncio.Future[int] = self._loop.create_future()
+        self._queue.append(_Pending(revision, entries, note, size_bytes, done))
+        self._queue_bytes += size_bytes
+        self._idle.clear()
+        if not (self._committing or self._scheduled):
+            self._scheduled = True
+            self._loop.call_soon(self._commit_next)  # after all others that are ready in this turn of the loop
+        return done
+
+    def _compare(self, write: Write, revision: int) -> tuple[str, Entry | None, Entry | None]:
+        pending = self._pending.get(write.key)
+        before = pending[1] if pending is not None else self._state.present.get(write.key)
+        version = before.version if before is not None else 0
+        if version != write.expect:
+            seen = f"at version {version}" if version else "absent"
+            wanted = f"version {write.expect}" if write.expect else "it to be absent"
+            raise Conflict(f"{write.key}: it is {seen}, and the write expects {wanted}: read it again")
+        if write.value is None:
+            if before is None:
+                raise NotFound(f"{write.key}: it does not exist")
+            return write.key, before, None
+        return write.key, before, Entry(write.key, write.value, revision, before.created if before else revision)
+
+    def _commit_next(self) -> None:
+        """Hand the next batch to the writer thread."""
+        self._scheduled = False
+        if self._committing or not self._queue:
+            return
+        count = size_bytes = 0
+        while count < min(len(self._queue), self._settings.batch_writes) and size_bytes < self._settings.batch_bytes:
+            size_bytes += self._queue[count].size_bytes
+            count += 1
+        batch = self._queue[:count]
+        del self._queue[:count]
+        self._queue_bytes -= size_bytes
+        self._committing = True
+        future = self._loop.run_in_executor(self._writer, self._commit, batch, self._floor)
+        future.add_done_callback(lambda done: self._committed(batch, done))
+
+    def _commit(self, batch: Sequence[_Pending], floor: int) -> None:
+        """In the writer thread: one transaction of the log. The data keys are durable before what needs them."""
+        rows: list[Row] = []
+        dead: list[Life] = []
+        for item in batch:
+            for place, (key, before, after) in enumerate(item.entries):
+                created = after.created if after else before.created if before else 0
+                value = after.value if after else None
+                if key.startswith(SECRETS):
+                    if value is None:
+                        dead.append((key, created))
+                    else:
+                        value = item.sealed[key] = self._sealer.seal(key, created, value)
+                rows.append(Row(item.revision, place, key, value, created, item.note))
+        if any(item.sealed for item in batch):
+            self._sealer.flush()
+        self._head.append(rows, floor=floor if floor != self._floor_written else None)
+        self._floor_written = floor
+        self._undropped += dead
+        if self._undropped:
+            try:
+                self._sealer.drop(self._undropped)
+                self._undropped = []
+            except (OSError, sqlite3.Error) as error:  # the deletion itself is durable: try again with the next
+                log.warning("store %s: the keys of deleted secrets are not dropped yet: %s", self.root, error)
+
+    def _committed(self, batch: Sequence[_Pending], done: asyncio.Future[None]) -> None:
+        """On the loop again: show what is durable now, then answer."""
+        self._committing = False
+        error = done.exception() if not done.cancelled() else asyncio.CancelledError()
+        if error is not None:
+            self._fail(batch, error)
+        else:
+            changes = [change for item in batch for change in self._apply(item)]
+            self._publish(changes)
+            for item in batch:
+                if not item.done.done():
+                    item.done.set_result(item.revision)
+            if self._head.size_bytes >= self._roll_at_bytes and self._rolling is None and not self._closed:
+                self._rolling = self._loop.create_task(self._roll_in_background(), name="store: roll over")
+        if self._queue:
+            self._commit_next()
+        else:
+            self._idle.set()
+
+    def _apply(self, item: _Pending) -> Iterable[Change]:
+        state = self._state
+        state.revision = item.revision
+        for key, before, after in item.entries:
+            if after is None:
+                del state.present[key]
+                self._keys.remove(key)
+            else:
+                state.present[key] = after
+                if before is None:
+                    self._keys.add(key)
+            if self._pending[key][0] == item.revision:
+                del self._pending[key]
+            event = Event(
+                item.revision, key, after.value if after else None, before.value if before else None, item.note
+            )
+            change = Change(event, before, item.sealed.get(key))
+            state.window.append(change)
+            yield change
+
+    def _publish(self, changes: Sequence[Change]) -> None:
+        self._state.window.bound()
+        self._hub.publish([change.event for change in changes])
+
+    # ---- when the disk does not take writes
+
+    def _fail(self, batch: Sequence[_Pending], error: BaseException) -> None:
+        """Nothing of the batch is acknowledged, nor what was queued behind it (it may have compared with it)."""
+        final = not isinstance(error, (sqlite3.Error, OSError)) or _code(error) in _FINAL_CODES
+        backoff_s = 0.2
+        self._fault = _Fault(
+            f"{error}", None if final else machine.monotonic() + backoff_s * random.uniform(0.8, 1.2), backoff_s
+        )
+        log.warning("store %s: the disk did not take a write: %s", self.root, error)
+        words = f"store {self.root}: the disk did not take the write: {error}"
+        for item in (*batch, *self._queue):
+            if not item.done.done():
+                item.done.set_exception(Broken(words))
+                item.done.exception()  # its caller may have been cancelled
+        self._queue.clear()
+        self._queue_bytes = 0
+        self._pending.clear()
+        self._next = self._state.revision + 1
+
+    async def _heal(self) -> None:
+        """Ask the disk again when it is time; raise Unavailable while it takes no writes."""
+        async with self._healing:
+            fault = self._fault
+            if fault is None:
+                return
+            if self._closed:
+                raise self._closed_error()
+            if fault.retry_at is None:
+                raise Unavailable(
+                    f"store {self.root}: no writes are taken since {fault.message}; what is on the disk is known only "
+                    "after a restart"
+                )
+            if machine.monotonic() < fault.retry_at:
+                raise Unavailable(f"store {self.root}: no writes are taken since {fault.message}; free the disk")
+            try:
+                rows = await self._in(self._writer, self._reopen)
+            except (sqlite3.Error, OSError, Damaged) as error:
+                backoff_s = min(5.0, fault.backoff_s * 2)
+                retry_at = machine.monotonic() + backoff_s * random.uniform(0.8, 1.2)
+                self._fault = _Fault(f"{error}", None if isinstance(error, Damaged) else retry_at, backoff_s)
+                raise Unavailable(f"store {self.root}: no writes are taken since {error}; free the disk") from error
+            self._replay(rows)
+            self._fault = None
+            log.warning("store %s: the disk takes writes again", self.root)
+
+    def _reopen(self) -> Sequence[Row]:
+        """In the writer thread: open the head anew, try a write, and return the rows that we thought had failed."""
+        head = self._head
+        head.close()
+        self._head = Head(self._directory, head.first, head.durability)
+        self._head.append(())
+        first = self._state.revision + 1
+        return list(read_rows(self._head.connection, self._head.path, first=first, stop=1 << 46))
+
+    def _replay(self, rows: Sequence[Row]) -> None:
+        """Take in writes that were answered with an error and are on the disk nevertheless."""
+        changes: list[Change] = []
+        for row in rows:
+            change = self._state.apply(row, self._sealer)
+            if change is None:
+                continue
+            changes.append(change)
+            if change.event.value is None:
+                self._keys.remove(row.key)
+            elif change.before is None:
+                self._keys.add(row.key)
+        self._publish(changes)
+        self._next = self._state.revision + 1
+
+    # ---- files: roll over, compact, fork
+
+    async def _roll_in_background(self) -> None:
+        try:
+            async with self._files:
+                await self._roll()
+            self._roll_at_bytes = self._settings.roll_bytes
+        except (OSError, sqlite3.Error) as error:
+            self._roll_at_bytes = self._head.size_bytes + self._settings.roll_bytes  # goes on in the old one
+            log.warning("store %s: no new log could be begun: %s", self.root, error)
+        finally:
+            self._rolling = None
+
+    async def _roll(self) -> None:
+        """Begin a new head and seal the old one. The caller holds `_files`."""
+        old = await self._in(self._writer, self._switch)
+        if old is not None:
+            await self._in(self._helper, old.seal)
+
+    def _switch(self) -> Head | None:
+        """In the writer thread, between commits."""
+        old = self._head
+        if old.last < old.first:
+            return None  # it is empty
+        self._head = Head.create(self._directory, old.last + 1, self._floor, old.durability)
+        self._floor_written = self._floor
+        return old
+
+    async def compact(self, before: int) -> None:
+        """Forget history earlier than revision `before`; at most all but the present.
+
+        Memory is let go in slices between other work; files are merged by a thread of its own and then unlinked.
+        """
+        before = min(before, self._state.revision)
+        if before > self._floor:
+            self._floor = before  # on disk with the next write; until then a restart merely knows more
+            while self._state.window.trim(before - 1, _TRIM_SLICE):
+                await machine.sleep(0)
+        async with self._files:
+            settings = self._settings
+            plan = plan_merge(
+                self._directory.snapshots(),
+                self._directory.logs(),
+                floor=self._floor,
+                least_bytes=settings.roll_bytes,
+                ratio=settings.merge_ratio,
+            )
+            if plan is None:
+                return
+            try:
+                await self._in(
+                    self._helper,
+                    merge,
+                    self._directory,
+                    plan,
+                    slice_rows=settings.slice_rows,
+                    breathe=self._breathe,
+                )
+            except (OSError, sqlite3.Error) as error:
+                raise Broken(f"store {self.root}: compaction up to revision {before}: {error}") from error
+
+    def _breathe(self) -> None:
+        """In the helper thread, between two slices."""
+        if self._closed:
+            raise self._closed_error()
+        machine.pause(0.0005)
+
+    async def fork(self, at: int, root: Path, *, keys: bool = False) -> None:
+        """Make a new store in `root` as of revision `at` (0: now); see the protocol.
+
+        Its Secrets come along only with `keys`; without, they are absent there. Takes the time of a few links.
+        Raises Expired, Invalid (a revision not there yet), AlreadyExists (`root` is not empty), Broken.
+        """
+        async with self._files:
+            at = at or self._state.revision
+            if at > self._state.revision:
+                raise Invalid(f"fork at revision {at}: it is not there yet; the last is {self._state.revision}")
+            if at < self._floor:
+                raise Expired(f"fork at revision {at}: compacted away; the oldest kept is {self._floor}")
+            try:
+                if at >= self._head.first:
+                    await self._roll()
+                sealer = self._sealer if keys else None
+                await self._in(self._helper, fork, self._directory, at, self._floor, root, sealer)
+            except (OSError, sqlite3.Error) as error:
+                raise Broken(f"fork of {self.root} into {root}: {error}") from error
+
+    async def close(self) -> None:
+        """Finish what is queued, end the watches, let go of the files and the lock."""
+        if self._closed:
+            return
+        await self._idle.wait()
+        self._closed = True
+        self._hub.end(self._closed_error())
+        if self._rolling is not None:
+            await self._rolling
+        async with self._files:
+            try:
+                await self._in(self._writer, self._let_go)
+            finally:
+                self._writer.shutdown(wait=False)
+                self._helper.shutdown(wait=False)
+
+    def _let_go(self) -> None:
+        try:
+            if self._floor != self._floor_written and self._fault is None:
+                self._head.append((), floor=self._floor)
+        except sqlite3.Error as error:
+            log.warning("store %s: on closing: %s", self.root, error)
+        finally:
+            self._head.close()
+            self._sealer.close()
+            self._lock.release()
+
+    def _closed_error(self) -> Unavailable:
+        return Unavailable(f"store {self.root}: it is closed")
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: object, **named: object) -> T:
+        return await self._loop.run_in_executor(pool, lambda: function(*args, **named))
+
+
+def _code(error: BaseException) -> int:
+    return getattr(error, "sqlite_errorcode", 0)
+
+
+def _text(text: str) -> str:
+    """Text that UTF-8 can hold (a header may bring lone surrogates)."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

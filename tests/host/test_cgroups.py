@@ -1,0 +1,173 @@
+"""Control groups: plans, a fake v2 tree, and the kernel's own trees."""
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wherry.errors import Broken
+from wherry.host import cgroups, mounts
+from wherry.host.cgroups import CgroupsV1, CgroupsV2, Limits
+
+
+def fake_v2(root: Path, controllers: str = "cpuset cpu io memory pids") -> CgroupsV2:
+    """A tree as the kernel would show it, as far as files alone can."""
+    for directory in (root, root / "wherry", root / "wherry" / "aa", root / "wherry" / "aa" / "pods"):
+        directory.mkdir(exist_ok=True)
+        (directory / "cgroup.controllers").write_text(controllers)
+        (directory / "cgroup.subtree_control").write_text("")
+    return CgroupsV2("wherry/aa", str(root))
+
+
+def test_v2_limits_become_files() -> None:
+    limits = Limits(
+        cpu_quota_us=50_000, cpu_shares=1024, memory_bytes=64, memory_swap_bytes=96, pids=7, cpuset_cpus="0-1"
+    )
+    assert cgroups.plan_v2(limits) == {
+        "cpu.max": "50000 100000",
+        "memory.max": "64",
+        "memory.swap.max": "32",
+        "pids.max": "7",
+        "cpu.weight": "39",
+        "cpuset.cpus": "0-1",
+    }
+
+
+def test_no_limits_lift_those_that_were() -> None:
+    assert cgroups.plan_v2(Limits()) == {"cpu.max": "max 100000", "memory.max": "max", "pids.max": "max"}
+    assert cgroups.plan_v1(Limits())["memory"]["memory.limit_in_bytes"] == "-1"
+
+
+@pytest.mark.parametrize(("shares", "weight"), [(0, 1), (2, 1), (1024, 39), (262_144, 10_000), (10**9, 10_000)])
+def test_shares_become_weights_within_bounds(shares: int, weight: int) -> None:
+    assert cgroups.plan_v2(Limits(cpu_shares=shares))["cpu.weight"] == str(weight)
+
+
+def test_a_v2_group_is_made_with_its_controllers_handed_down(tmp_path: Path) -> None:
+    groups = fake_v2(tmp_path)
+    groups.create("pods/one", Limits(pids=3))
+    assert (tmp_path / "wherry/aa/pods/one/pids.max").read_text() == "3"
+    assert "+" in (tmp_path / "wherry/aa/pods/cgroup.subtree_control").read_text()
+    assert groups.runtime_path("pods/one/c") == "/wherry/aa/pods/one/c"
+    assert groups.children("pods") == ["one"]
+
+
+def test_v2_usage_is_read_from_its_files(tmp_path: Path) -> None:
+    groups = fake_v2(tmp_path)
+    pods = tmp_path / "wherry/aa/pods"
+    (pods / "cpu.stat").write_text("usage_usec 1500\nuser_usec 1000\n")
+    (pods / "memory.current").write_text("1000\n")
+    (pods / "memory.stat").write_text("anon 600\ninactive_file 300\n")
+    (pods / "pids.current").write_text("4\n")
+    (pods / "memory.events").write_text("oom 2\noom_kill 1\n")
+    assert groups.usage("pods") == cgroups.Usage(1_500_000, 1000, 700, 4, 1)
+    assert groups.usage("pods/absent") == cgroups.Usage()
+    assert groups.processes("pods/absent") == []
+
+
+def test_missing_controllers_are_named(tmp_path: Path) -> None:
+    assert fake_v2(tmp_path, "cpu io").missing_controllers() == ["memory", "pids"]
+
+
+def test_a_path_may_not_leave_the_base(tmp_path: Path) -> None:
+    with pytest.raises(Broken, match="leaves its base"):
+        fake_v2(tmp_path).create("../other")
+
+
+def test_the_mounted_trees_are_found_by_what_is_mounted() -> None:
+    def point(kind: str, target: str, options: str) -> mounts.MountPoint:
+        return mounts.MountPoint(1, 0, "/", target, frozenset(), 0, kind, kind, tuple(options.split(",")))
+
+    unified = point("cgroup2", "/sys/fs/cgroup", "rw,nsdelegate")
+    assert cgroups.find("x", [unified]).version == 2
+    hybrid = [point("cgroup", "/c/cpu,cpuacct", "rw,cpu,cpuacct"), point("cgroup", "/c/memory", "rw,memory"), unified]
+    found = cgroups.find("x", hybrid)
+    assert found.version == 1
+    assert found.missing_controllers() == ["pids"]
+    with pytest.raises(Broken, match="no cgroup file system"):
+        cgroups.find("x", [])
+
+
+Groups = CgroupsV1 | CgroupsV2
+
+
+@pytest.fixture(params=["machine", "v2"])
+def groups(request: pytest.FixtureRequest) -> Iterator[Groups]:
+    """Groups of the kernel: those that the machine has, and v2 also where it stands beside v1."""
+    base = f"wherry/test-{secrets.token_hex(4)}/a"
+    found: Groups = cgroups.find(base)
+    if request.param == "v2":
+        root = next((point.target for point in mounts.table() if point.kind == "cgroup2"), "")
+        if not root or found.version == 2:
+            return  # nothing more to show here
+        found = CgroupsV2(base, root)
+    yield found
+    found.kill("")
+    found.remove("")
+
+
+def sleeper() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(["sleep", "60"])
+
+
+@pytest.mark.root
+def test_processes_enter_are_seen_and_all_end(groups: Groups) -> None:
+    groups.create("pods/x")
+    groups.create("pods/y")
+    first, second = sleeper(), sleeper()
+    groups.enter("pods/x", first.pid)
+    groups.enter("pods/y", second.pid)
+    assert groups.processes("") == sorted([first.pid, second.pid])
+    assert groups.processes("pods/x") == [first.pid]
+    with pytest.raises(Broken, match="busy"):
+        groups.remove("pods/x")
+    groups.freeze("pods/x", frozen=True)
+    groups.kill("")  # the frozen one too
+    assert first.wait(5) == second.wait(5) == -9
+    assert groups.processes("") == []
+    groups.remove("pods/x")
+    groups.remove("pods/x")
+    assert groups.children("pods") == ["y"]
+
+
+@pytest.mark.root
+def test_a_fork_bomb_ends_too(groups: Groups) -> None:
+    groups.create("bomb", Limits(pids=64) if groups.version == 1 else None)
+    gate = "read go; bomb() { while :; do sleep 0.01 & done; }; bomb & bomb & bomb & wait"
+    with subprocess.Popen(["sh", "-c", gate], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as bomb:
+        groups.enter("bomb", bomb.pid)
+        assert bomb.stdin is not None
+        bomb.stdin.write(b"go\n")
+        bomb.stdin.close()
+        groups.kill("bomb")
+        assert groups.processes("bomb") == []
+
+
+@pytest.mark.root
+def test_limits_reach_the_kernel_and_usage_comes_back() -> None:
+    base = f"wherry/test-{secrets.token_hex(4)}/a"
+    groups = cgroups.find(base)
+    try:
+        groups.create("x", Limits(memory_bytes=32 << 20, pids=5, cpu_quota_us=50_000, cpu_shares=512))
+        groups.limit("x", Limits(memory_bytes=64 << 20, pids=6))
+        groups.limit("x", Limits(memory_bytes=16 << 20, pids=6))
+        with subprocess.Popen(
+            ["sh", "-c", "read go; exec head -c 100000000 /dev/zero | tail"], stdin=subprocess.PIPE
+        ) as hog:
+            groups.enter("x", hog.pid)
+            assert groups.usage("x").pids >= 1
+            assert hog.stdin is not None
+            hog.stdin.write(b"go\n")
+            hog.stdin.close()
+            hog.wait(20)
+        usage = groups.usage("x")
+        assert usage.oom_kills >= 1
+        assert usage.cpu_usage_ns > 0
+    finally:
+        groups.kill("")
+        groups.remove("")
+    assert groups.children("") == []
+    assert not [root for root, names, _ in os.walk("/sys/fs/cgroup") if base.split("/")[1] in names]
