@@ -38,7 +38,9 @@ spent_s: dict[str, float] = defaultdict(float)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--budget", choices=("on", "off"), default="on", help="fail in CI when a folder is over its budget")
+    parser.addoption(
+        "--budget", choices=("on", "off"), default="on", help="fail in CI when a folder is over its budget"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,7 +78,9 @@ def over_budget() -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if len(spent_s) > 1:
-        row = ", ".join(f"{folder} {seconds:.0f}/{BUDGET_S.get(folder, 0)}" for folder, seconds in sorted(spent_s.items()))
+        row = ", ".join(
+            f"{folder} {seconds:.0f}/{BUDGET_S.get(folder, 0)}" for folder, seconds in sorted(spent_s.items())
+        )
         terminalreporter.write_line(f"seconds of budget: {row}")
     for line in over_budget():
         terminalreporter.write_line(f"over budget: {line}")

@@ -18,7 +18,8 @@ import orjson
 from wherry.api.errors import WrongVersion
 from wherry.clock import machine
 from wherry.errors import Expired, Unavailable
-from wherry.model.kinds import KINDS
+from wherry.model import fields
+from wherry.model.kinds import KINDS, Kind
 from wherry.store.protocol import Event, Store
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def splice(data: bytes, version: int) -> bytes:
 class Item:
     """One object as it stands at `version`. `data` is its JSON with that resourceVersion; what is read of it is kept."""
 
-    __slots__ = ("_document", "_meta", "_views", "data", "key", "version")
+    __slots__ = ("_fields", "_meta", "_views", "data", "key", "version")
 
     def __init__(self, key: str, version: int, data: bytes) -> None:
         self.key = key
@@ -79,7 +80,7 @@ class Item:
         self.data = data
         self._meta: Meta | None = None
         self._views: dict[type[Any], Any] | None = None
-        self._document: dict[str, Any] | None = None
+        self._fields: dict[str, str] | None = None
 
     @property
     def meta(self) -> Meta:
@@ -96,6 +97,13 @@ class Item:
     def document(self) -> dict[str, Any]:
         """A fresh dict of it, free to be changed."""
         return orjson.loads(self.data)
+
+    def fields(self, kind: Kind) -> dict[str, str]:
+        """The texts that field selectors of a kind compare, read once."""
+        if self._fields is None:
+            document = self.document()
+            self._fields = {name: fields.text(kind, document, name) for name in fields.supported(kind)}
+        return self._fields
 
     def view(self, shape: type[T]) -> T:
         """It as a small frozen Struct, decoded once for each shape."""

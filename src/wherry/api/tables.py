@@ -21,10 +21,12 @@ COLUMNS: Mapping[str, Columns] = {
 }
 """The columns of every kind that has its own, by `Kind.columns`."""
 
+_SHARED: Mapping[str, str] = {"clusterroles": "roles", "clusterrolebindings": "rolebindings"}
+
 
 def columns_of(kind: Kind) -> Columns:
     """The columns of a kind; NAME and AGE for one that has none of its own."""
-    return COLUMNS.get(kind.columns, _DEFAULT)
+    return COLUMNS.get(_SHARED.get(kind.columns, kind.columns), _DEFAULT)
 
 
 def table(kind: Kind, objects: Iterable[bytes], form: Form, now: float, metadata: Json, *, header: bool = True) -> bytes:

@@ -1,9 +1,9 @@
 """Layers as plain bytes: gzip (by isal), zstd or nothing, told apart by their first bytes. Imports each on use."""
 
 import os
-import zlib
 from collections.abc import Iterator
 from importlib import import_module
+from typing import cast
 
 from wherry.errors import Damaged
 
@@ -43,8 +43,9 @@ def _plain(fd: int) -> Iterator[bytes]:
 
 
 def _gzip(fd: int, name: str) -> Iterator[bytes]:
-    from isal import isal_zlib
+    from isal import igzip_lib, isal_zlib
 
+    isal_error = cast("type[Exception]", igzip_lib.IsalError)
     data = os.read(fd, READ_BYTES)
     while data:  # one turn for each gzip member: parallel compressors write many
         inflater = isal_zlib.decompressobj(wbits=31)
@@ -53,7 +54,7 @@ def _gzip(fd: int, name: str) -> Iterator[bytes]:
                 raise Damaged(f"{name}: the gzip data ends too early")
             try:
                 out = inflater.decompress(data, MOST_BYTES)
-            except zlib.error as error:  # isal raises the standard one
+            except isal_error as error:
                 raise Damaged(f"{name}: the gzip data is damaged: {error}") from None
             if out:
                 yield out

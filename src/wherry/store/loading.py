@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from wherry.errors import Damaged
 from wherry.store.files import Directory, Numbered
@@ -147,7 +148,7 @@ def _load(
 
 
 def _rows(logs: list[Numbered], head: Head, base: int) -> Iterator[Row]:
-    for log_, after in zip(logs, logs[1:], strict=False):
+    for log_, after in pairwise(logs):
         if not is_sealed(log_.path):
             seal_leftover(log_.path)
         connection = open_sealed(log_.path)

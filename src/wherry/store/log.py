@@ -1,7 +1,7 @@
 """A log on disk: rows that are only ever added, many to a commit.
 
 Layout: an SQLite file with 16 KiB pages. Table `log`: `id` = revision * 65536 + place in its transaction, so that the
-table is filled in order and never searched; `value` NULL is a deletion; `crc` covers revision, `created`, key and value.
+table is filled in order and never searched; `value` NULL is a deletion; `crc` covers revision, `created`, key, value.
 Table `meta`: what must be known about the store as of its head (`floor`: older revisions are forgotten).
 """
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Who did a write, when (cluster time, unix seconds), and in which operation (such as `PATCH deployments/scale`)."""
+    """Who did a write, when (cluster time, unix seconds), in which operation (such as `PATCH deployments/scale`)."""
 
     time: float
     actor: str

@@ -1,9 +1,9 @@
 """Secrets at rest: each is encrypted with a key of its own, and to forget a secret is to drop its key.
 
-What lies in logs, snapshots, forks and the history is sealed: version byte, revision of the secret's creation (8 bytes),
-nonce (12 bytes), AES-256-GCM of the value, bound to the store key's name. The data keys lie aside in `keys.db`, one for
-each life of a secret (its name and creation), encrypted by `root.key` (32 bytes, mode 0600). The sealed text without its
-data key is noise, wherever a copy of it may be.
+What lies in logs, snapshots, forks and the history is sealed: version byte, revision of the secret's creation
+(8 bytes), nonce (12 bytes), AES-256-GCM of the value, bound to the store key's name. The data keys lie aside in
+`keys.db`, one for each life of a secret (its name and creation), encrypted by `root.key` (32 bytes, mode 0600).
+The sealed text without its data key is noise, wherever a copy of it may be.
 """
 
 import os

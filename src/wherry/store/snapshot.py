@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from wherry.errors import Damaged
@@ -36,7 +37,7 @@ def plan_merge(
     base = snapshots[-1] if snapshots else None
     chosen = [
         (log, after.revision)
-        for log, after in zip(logs, logs[1:], strict=False)
+        for log, after in pairwise(logs)
         if after.revision - 1 <= floor and (base is None or after.revision - 1 > base.revision)
     ]
     if not chosen:
@@ -162,7 +163,8 @@ def _slices(
     """Cut a table's range of ids into slices of about `rows` rows."""
     while True:
         found = connection.execute(
-            f"SELECT {column} FROM other.{table} WHERE {column} >= ? AND {column} < ? ORDER BY {column} LIMIT 1 OFFSET ?",
+            f"SELECT {column} FROM other.{table} WHERE {column} >= ? AND {column} < ?"
+            f" ORDER BY {column} LIMIT 1 OFFSET ?",
             (low, stop, rows),
         ).fetchone()
         if found is None:

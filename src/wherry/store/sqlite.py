@@ -151,7 +151,7 @@ class SqliteStore:
         return self._state.present.get(key)
 
     async def list(self, prefix: str, *, after: str = "", limit: int = 0, at: int = 0) -> Page:
-        """Read keys under `prefix`; see the protocol. Raises Expired, and Invalid for a revision that is not there yet."""
+        """Read keys under `prefix`; see the protocol. Raises Expired; Invalid for a revision not there yet."""
         low, high = max(prefix, f"{after}\0" if after else ""), prefix_end(prefix)
         present = self._state.present
         if at in (0, self._state.revision):
@@ -480,6 +480,8 @@ class SqliteStore:
             while self._state.window.trim(before - 1, _TRIM_SLICE):
                 await machine.sleep(0)
         async with self._files:
+            if self._closed:
+                raise self._closed_error()
             settings = self._settings
             plan = plan_merge(
                 self._directory.snapshots(),
@@ -515,6 +517,8 @@ class SqliteStore:
         Raises Expired, Invalid (a revision not there yet), AlreadyExists (`root` is not empty), Broken.
         """
         async with self._files:
+            if self._closed:
+                raise self._closed_error()
             at = at or self._state.revision
             if at > self._state.revision:
                 raise Invalid(f"fork at revision {at}: it is not there yet; the last is {self._state.revision}")

@@ -44,8 +44,8 @@ class Watcher(AsyncIterator[Sequence[Event]]):
         if not waiting and (self._events > self._max_events or self._bytes > self._max_bytes):
             self.fail(
                 Expired(
-                    f"the watch of {self._prefix or 'all keys'} fell {self._events} events ({self._bytes} bytes) behind "
-                    "and was ended: list, then watch again"
+                    f"the watch of {self._prefix or 'all keys'} fell {self._events} events ({self._bytes} bytes) "
+                    "behind and was ended: list, then watch again"
                 )
             )
         self._wake()

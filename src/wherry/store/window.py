@@ -73,7 +73,7 @@ class Window:
         """Walk the changes later than revision `after`. Raises Expired when some of them are gone."""
         if after < self.floor:
             raise Expired(
-                f"revision {after} has been compacted away; the oldest kept is {self.floor}: list, then watch from there"
+                f"revision {after} has been compacted away; the oldest kept is {self.floor}: list, then watch again"
             )
         # copied, so that the window may move on while the caller walks
         found = self._changes[max(self._start, bisect_right(self._revisions, after)) :]

@@ -1,8 +1,8 @@
 """The server's side of one connection: bytes in, requests out to the handler one after another, time-outs, the end.
 
 States: idle (no request), busy (a task runs the handler and sends its answer), lingering (refused: we read and drop, so
-that the refusal arrives before the reset), raw (upgraded: a `Stream` has the transport), closed. While a request is busy and its body
-complete, further bytes wait unparsed in `_rest`: they may be the next request, or the raw stream after an upgrade.
+that the refusal arrives before the reset), raw (upgraded: a `Stream` has the transport), closed. While a request is busy
+and its body complete, further bytes wait unparsed in `_rest`: the next request, or the raw stream after an upgrade.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import httptools
 
 from wherry.errors import BadRequest, DeadlineExceeded, WherryError
 from wherry.wire.envelopes import docker_error
-from wherry.wire.flow import WRITE_HIGH_BYTES, Inflow, Outflow
+from wherry.wire.flow import HIGH_BYTES, WRITE_HIGH_BYTES, Inflow, Outflow
 from wherry.wire.heads import CONTINUE
 from wherry.wire.http import Headers, Peer, Request, Response, StreamBody, split_target
 from wherry.wire.hub import Hub
@@ -95,8 +95,12 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self._since = self.hub.tick
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        crowded = len(self.hub.connections) >= self.hub.limits.connections
+        others = len(self.hub.connections)
         self.hub.join(self)
+        if others >= 2 * self.hub.limits.connections:  # even saying no takes more than we have
+            self._deaf = True
+            transport.abort()
+            return
         try:
             self._peer = peer_of(transport)
         except OSError:  # it has gone already
@@ -105,7 +109,7 @@ class Connection(asyncio.Protocol):
         self.tls = self._peer.kind == "tls"
         if self._peer.kind != "unix":
             _keep_alive(transport.get_extra_info("socket"))
-        if crowded or self.hub.closing:
+        if others >= self.hub.limits.connections or self.hub.closing:
             self._refuse(Refusal(503, "the server has too many connections; try again later"))
 
     def data_received(self, data: bytes) -> None:
@@ -159,37 +163,34 @@ class Connection(asyncio.Protocol):
     # the parser's side --------------------------------------------------------------------------------------------------
     def _feed(self, data: bytes) -> None:
         size = len(data)
-        if size <= HEAD_SLICE_BYTES:
+        if size <= HEAD_SLICE_BYTES and self._inflow is None:
             self._parse(data)
         else:
             view = memoryview(data)
             start = 0
             while start < size and not self._deaf:
-                if self._current is not None and self._inflow is None:
+                if self._inflow is not None:
+                    step = self._body_left or BODY_SLICE_BYTES
+                elif self._current is None:
+                    step = HEAD_SLICE_BYTES
+                else:
                     self._keep(view[start:])
                     return
-                step = HEAD_SLICE_BYTES if self._inflow is None else max(BODY_SLICE_BYTES, self._body_left)
-                piece = view[start : start + step]
-                start += len(piece)
-                rest = self._parse(piece)
-                if rest:
-                    self._keep(rest)  # after an upgrade; what we have not parsed belongs behind it
-                    self._keep(view[start:])
-                    return
+                self._parse(view[start : start + step])
+                start += step
         if self._in_head:
             # What the parser holds back in one unfinished field is not counted by `on_header`.
             self._head_bytes += size
             if self._head_bytes > 2 * self.hub.limits.header_bytes + HEAD_SLICE_BYTES:
                 self._refuse_later(Refusal(431, "the request's head is too large"))
 
-    def _parse(self, data: bytes | memoryview) -> bytes:
-        """Feed the parser; return what follows a request that asks for an upgrade."""
+    def _parse(self, data: bytes | memoryview) -> None:
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            return self._after_upgrade_head(bytes(data[upgrade.args[0] :]))
+            self._after_upgrade_head(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, Refusal):
@@ -201,19 +202,20 @@ class Connection(asyncio.Protocol):
                 self._refuse_later(Refusal(400, "the request cannot be read"))
             else:
                 self._refuse_later(Refusal(400, f"the request is not HTTP/1.1: {error}"))
-        return b""
 
-    def _after_upgrade_head(self, rest: bytes) -> bytes:
+    def _after_upgrade_head(self, rest: bytes) -> None:
         """Go on after the head of a request that asks for an upgrade: the parser skipped its body, which Docker's exec has."""
         request = self._receiving
         self._parser = None
         if request is None or self._inflow is None:
-            if rest and self._current is not None:
+            if rest:
                 self._keep(rest)
-            return b""
+            return
         parser = self._parser = httptools.HttpRequestParser(self)
         length, encoding = self._special[_LENGTH], self._special[_ENCODING]
-        framing = b"Content-Length: " + length if length is not None else b"Transfer-Encoding: " + (encoding or b"chunked")
+        framing = (
+            b"Content-Length: " + length if length is not None else b"Transfer-Encoding: " + (encoding or b"chunked")
+        )
         self._resumed = True
         parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
         if length is not None and len(rest) > int(length):
@@ -221,7 +223,6 @@ class Connection(asyncio.Protocol):
             self._keep(rest[int(length) :])
         elif rest:
             self._parse(rest)
-        return b""
 
     def on_message_begin(self) -> None:
         """A request line begins."""
@@ -312,7 +313,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        self._body_left -= len(data)
+        if self._body_left:
+            self._body_left -= len(data)
         if self._inflow is not None:
             self._inflow.feed(data)
 
@@ -352,7 +354,7 @@ class Connection(asyncio.Protocol):
             except Exception as error:
                 response = self.hub.answer_error(request, error)
             body = response.body
-            if type(body) is bytes and not response.compress:
+            if type(body) is bytes and not response.compress and len(body) <= HIGH_BYTES:
                 write_whole(self, request, response, body)
                 if self.outflow.blocked:
                     await self.outflow.drain()
@@ -442,20 +444,21 @@ class Connection(asyncio.Protocol):
         request.keep_alive = False
         assert isinstance(response.body, bytes)
         write_whole(self, request, response, response.body)
-        self._linger()
+        self._linger(more=True)
 
-    def _linger(self) -> None:
-        """End our side, then read and drop for a moment: a close with unread bytes would reset our last answer away."""
+    def _linger(self, *, more: bool = False) -> None:
+        """Close; when `more` may come, end our side and read and drop for a moment first.
+
+        A close with unread bytes would make the kernel reset the connection, and our last answer would be lost with it.
+        """
+        more = more or self._inflow is not None or bool(self._rest)
         self._deaf = True
         self._lingering = True
         self._since = self.hub.tick
         if self._inflow is not None:
             self._inflow.discard()
         self._rest.clear()
-        if self._eof or self.transport.is_closing():
-            self.transport.close()
-            return
-        if self.tls or (self._inflow is None and not self._refusal):
+        if self._eof or not more or self.transport.is_closing():
             self.transport.close()
             return
         self.transport.resume_reading()

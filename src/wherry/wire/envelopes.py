@@ -89,7 +89,9 @@ def status_object(code: int, reason: str, message: str, details: Json | None = N
 def status_for(error: BaseException, *, group: str = "", kind: str = "", name: str = "", uid: str = "") -> Json:
     """Make the Status of an error: its causes and Retry-After go into details, beside the object it is about."""
     code, reason = status_of(error)
-    details: Json = {key: value for key, value in (("name", name), ("group", group), ("kind", kind), ("uid", uid)) if value}
+    details: Json = {
+        key: value for key, value in (("name", name), ("group", group), ("kind", kind), ("uid", uid)) if value
+    }
     if isinstance(error, WherryError) and error.causes:
         details["causes"] = [
             {"reason": cause.reason, "message": cause.message, "field": cause.field} for cause in error.causes

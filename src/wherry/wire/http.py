@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
@@ -34,7 +34,7 @@ class Headers:
         elif isinstance(items, Headers):
             self._items = list(items.items())
         elif isinstance(items, Mapping):
-            self._items = list(items.items())
+            self._items = list(cast("Mapping[str, str]", items).items())
         else:
             self._items = list(items)
 
@@ -59,7 +59,9 @@ class Headers:
     def tokens(self, name: str) -> list[str]:
         """Return the comma-separated, lower-case tokens of a name over all its fields, without parameters."""
         values = self._by_name().get(name.lower(), ())
-        return [token for value in values for part in value.split(",") if (token := part.partition(";")[0].strip().lower())]
+        return [
+            token for value in values for part in value.split(",") if (token := part.partition(";")[0].strip().lower())
+        ]
 
     def items(self) -> list[tuple[str, str]]:
         """Return all fields as they came."""

@@ -44,15 +44,32 @@ class Limits:
     def tick_s(self) -> float:
         """How often time-outs are looked at: a fraction of the shortest of them, at most a second."""
         return min(
-            1.0, *(each / 4 for each in (self.idle_s, self.head_s, self.body_s, self.write_s, self.half_close_s, self.linger_s))
+            1.0,
+            *(
+                each / 4
+                for each in (self.idle_s, self.head_s, self.body_s, self.write_s, self.half_close_s, self.linger_s)
+            ),
         )
 
 
 class Watched(Protocol):
-    """A connection as the hub sees it."""
+    """A connection as the hub and the server see it."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """Its transport."""
+        ...
 
     def check(self) -> None:
         """Look at the time-outs."""
+        ...
+
+    def shut(self) -> None:
+        """The server closes: go when idle, end a live stream, else finish the current request first."""
+        ...
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Cancel what runs; return its task."""
         ...
 
 
@@ -68,6 +85,8 @@ class Hub:
         self.date_line = date_line(machine.now())
         self._on_error = on_error
         self._some = asyncio.Event()
+        self._none = asyncio.Event()
+        self._none.set()
 
     def ticks(self, seconds: float) -> int:
         """Return how many ticks a time-out is."""
@@ -78,6 +97,7 @@ class Hub:
         if not self.connections:
             self.date_line = date_line(machine.now())
             self._some.set()
+            self._none.clear()
         self.connections.add(connection)
 
     def leave(self, connection: Watched) -> None:
@@ -85,6 +105,11 @@ class Hub:
         self.connections.discard(connection)
         if not self.connections:
             self._some.clear()
+            self._none.set()
+
+    async def wait_empty(self) -> None:
+        """Return when there is no connection."""
+        await self._none.wait()
 
     async def watch(self) -> None:
         """Tick, until cancelled; sleeps without waking while there is no connection."""

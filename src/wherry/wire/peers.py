@@ -18,9 +18,7 @@ def peer_of(transport: asyncio.Transport) -> Peer:
     """
     sock: Any = transport.get_extra_info("socket")
     if sock is not None and sock.family == socket.AF_UNIX:
-        pid, uid, gid = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         return Peer("unix", uid=uid, gid=gid, pid=pid)
     name = transport.get_extra_info("peername")
     address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) >= 2 else ""

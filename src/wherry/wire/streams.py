@@ -1,8 +1,10 @@
 """A raw duplex stream: what is left of a connection after an upgrade, on the server's and on the client's side."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
+from wherry.clock import machine
 from wherry.wire.flow import HIGH_BYTES, WRITE_HIGH_BYTES, Inflow, Outflow
 
 
@@ -42,8 +44,8 @@ class Stream(asyncio.Protocol):
 
     async def write(self, data: bytes) -> None:
         """Send; waits while the peer does not read. Raises ConnectionResetError when it is gone."""
-        if self._outflow.lost:
-            raise ConnectionResetError("the peer closed the connection")
+        if self.closed:
+            raise ConnectionResetError("the stream is closed")
         self._transport.write(data)
         if self._outflow.blocked:
             await self._outflow.drain()
@@ -53,6 +55,16 @@ class Stream(asyncio.Protocol):
         if not self._wrote_eof and not self.closed and self._transport.can_write_eof():
             self._wrote_eof = True
             self._transport.write_eof()
+
+    async def finish(self, linger_s: float) -> None:
+        """End our side and drop what still comes, for at most `linger_s`: a close with unread bytes loses our last ones."""
+        if self.closed or self._tls:
+            return
+        await self.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with machine.timeout(linger_s):
+                while await self.read():
+                    pass
 
     def close(self) -> None:
         """Send what waits, then close both sides; nothing when closed."""
@@ -90,3 +102,31 @@ class Stream(asyncio.Protocol):
         self._outflow.lose()
         if self._on_lost is not None:
             self._on_lost()
+
+
+class _Gone(asyncio.Transport):
+    """The transport of a stream that never was."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        del high, low
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def closed_stream() -> Stream:
+    """Make a stream that is closed already: reads give b"", writes raise ConnectionResetError."""
+    stream = Stream(_Gone())
+    stream.connection_lost(None)
+    return stream

@@ -1,0 +1,95 @@
+"""The `wherry` command: a table of commands, each in a module of its own that is imported when it is called."""
+
+import os
+import sys
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("wherry.cli.instances", "start an instance: API server, registry and nodes"),
+    "down": ("wherry.cli.instances", "stop an instance and remove every trace of it"),
+    "status": ("wherry.cli.instances", "say how an instance is"),
+    "env": ("wherry.cli.instances", "print export lines for kubectl, docker and the registry"),
+    "node": ("wherry.cli.instances", "add or remove a node of this machine"),
+    "doctor": ("wherry.cli.doctor", "check the machine: what, why it matters, the exact fix"),
+    "server": ("wherry.cli.instances", "run an API server with simulated nodes in the foreground, without root"),
+    "get": ("wherry.cli.history", "read objects, also as they were (--at -5m)"),
+    "fork": ("wherry.cli.history", "start a copy of a cluster as it is or was, on simulated nodes"),
+    "kubectl": ("wherry.cli.instances", "pass on to the stock kubectl with this instance's kubeconfig"),
+    "version": ("wherry.cli.instances", "print versions"),
+    "run": ("wherry.cli.containers", "run a command in a new container"),
+    "ps": ("wherry.cli.containers", "list containers"),
+    "logs": ("wherry.cli.containers", "print the output of a container"),
+    "exec": ("wherry.cli.containers", "run a command in a running container"),
+    "stop": ("wherry.cli.containers", "stop containers"),
+    "kill": ("wherry.cli.containers", "send a signal to containers"),
+    "rm": ("wherry.cli.containers", "remove containers"),
+    "build": ("wherry.cli.images", "build an image from a Dockerfile"),
+    "images": ("wherry.cli.images", "list images"),
+    "pull": ("wherry.cli.images", "get an image from a registry"),
+    "push": ("wherry.cli.images", "send an image to a registry"),
+    "tag": ("wherry.cli.images", "give an image one more name"),
+    "rmi": ("wherry.cli.images", "remove images"),
+}
+
+
+def overview() -> str:
+    """What `wherry --help` prints."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [
+        "Usage: wherry [--root DIR] COMMAND ...",
+        "",
+        "A container engine, an image registry and a Kubernetes you can start, fork, rewind and question.",
+        "",
+        "Commands:",
+        *(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
+        "",
+        "'wherry COMMAND --help' says more, with examples. --root (or WHERRY_ROOT) chooses the instance.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the command named by the arguments. Exit codes: 0 done, 1 failed, 2 wrong words; run and exec: docker's."""
+    argv = sys.argv[1:]
+    while argv and argv[0].startswith("--root"):
+        name, equals, value = argv.pop(0).partition("=")
+        if name != "--root" or (not equals and not argv):
+            sys.stderr.write("wherry: --root needs a directory\n")
+            raise SystemExit(2)
+        os.environ["WHERRY_ROOT"] = value if equals else argv.pop(0)
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        sys.stdout.write(overview())
+        raise SystemExit(0 if argv else 2)
+    if argv[0] in ("--version", "-v"):
+        argv[0] = "version"
+    if argv[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(argv[0], list(COMMANDS), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        sys.stderr.write(f"wherry: '{argv[0]}' is not a wherry command{hint}\nSee 'wherry --help'.\n")
+        raise SystemExit(2)
+    raise SystemExit(_run(argv[0], argv[1:]))
+
+
+def _run(name: str, argv: list[str]) -> int:
+    from importlib import import_module
+
+    module = import_module(COMMANDS[name][0])
+    command = getattr(module, f"{name}_command")
+    try:
+        return int(command(argv) or 0)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except Exception as error:
+        if os.environ.get("WHERRY_DEBUG"):
+            raise
+        message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"wherry {name}: {message}\n")
+        return int(getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Root file systems: layers unpacked once, and overlays of them for containers.
+
+`snapshots/HEX` is one unpacked layer, named by its diff id: what a layer unpacks to does not hang on the layers below it,
+so images that share layers share these. It appears by a rename when it is whole. Until it is known to be on disk
+(`HEX.new` names the boot that made it) a reboot makes it doubtful, and it is unpacked again.
+
+`snapshots/base` lies below every image: the mount points that every container needs (/proc, /etc/hosts ...). So the
+runtime has nothing to make in a container's own layer, and what `diff` finds there is the container's work alone.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from wherry.content.digests import parse_digest
+from wherry.content.protocol import Content, Digest
+from wherry.content.unpack_child import unpack
+from wherry.engine import trash
+from wherry.engine.paths import Paths
+from wherry.errors import Broken, Damaged, NotFound
+from wherry.host import engine_calls, mounts, processes
+
+log = logging.getLogger(__name__)
+
+PARALLEL = 3
+"""Layers unpacked at once."""
+OVERLAY_OPTIONS = {"index": "off", "redirect_dir": "off", "metacopy": "off"}
+"""Nothing in an upper directory that a layer cannot say."""
+BASE_DIRECTORIES = ("dev", "etc", "proc", "sys")
+BASE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
+
+
+class Snapshots:
+    """The unpacked layers of one engine."""
+
+    def __init__(self, paths: Paths, content: Content) -> None:
+        self._paths = paths
+        self._content = content
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._slots = asyncio.Semaphore(PARALLEL)
+        self._boot_id = processes.boot_id()
+
+    async def open(self) -> None:
+        """Make the base; remove half-made layers, and those that a reboot made doubtful."""
+        base = self._paths.snapshots / "base"
+        for name in BASE_DIRECTORIES:
+            (base / name).mkdir(parents=True, exist_ok=True)
+        for name in BASE_FILES:
+            (base / name).touch(mode=0o644)
+        for entry in list(os.scandir(self._paths.snapshots)):
+            if entry.name.startswith("making-"):
+                trash.put(self._paths, Path(entry.path))
+            elif entry.name.endswith(".new"):
+                if Path(entry.path).read_text() != self._boot_id:
+                    trash.put(self._paths, Path(entry.path.removesuffix(".new")))
+                    Path(entry.path).unlink()
+
+    async def ensure(self, layers: Sequence[tuple[Digest, str]], what: str) -> None:
+        """Unpack the layers (blob digest, diff id) that are not unpacked. Raises Damaged, Invalid, NotFound, Broken."""
+        missing = [pair for pair in layers if not self._directory(pair[1]).is_dir()]
+        if not missing:
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob, diff_id in dict.fromkeys(missing):
+                    group.create_task(self._unpack(blob, diff_id, what), name=f"unpack {diff_id}")
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    def lower(self, diff_ids: Sequence[str]) -> list[str]:
+        """Name the directories for an overlay of layers (lowest first, as images list them): topmost first, base last."""
+        unpacked = [str(self._directory(diff_id)) for diff_id in reversed(diff_ids)]
+        return [*dict.fromkeys(unpacked), str(self._paths.snapshots / "base")]
+
+    def mount(self, id: str, diff_ids: Sequence[str]) -> None:
+        """Mount a container's root at its bundle's `rootfs`. Raises Broken."""
+        own, root = self._paths.container(id), self._paths.bundle(id) / "rootfs"
+        for directory in (own / "upper", own / "work", root):
+            directory.mkdir(parents=True, exist_ok=True)
+        lower = self.lower(diff_ids)
+        mounts.overlay(str(root), lower, str(own / "upper"), str(own / "work"), options=OVERLAY_OPTIONS)
+
+    async def collect(self, used: Collection[str]) -> int:
+        """Remove the layers whose diff id is not in `used`; return how many went."""
+        keep = {self._directory(diff_id).name for diff_id in used} | {"base"}
+        gone = 0
+        for entry in list(os.scandir(self._paths.snapshots)):
+            name = entry.name.removesuffix(".new")
+            if name in keep or name.startswith("making-") or (lock := self._locks.get(name)) and lock.locked():
+                continue
+            if entry.name.endswith(".new"):
+                Path(entry.path).unlink(missing_ok=True)
+            else:
+                trash.put(self._paths, Path(entry.path))
+                self._locks.pop(name, None)
+                gone += 1
+        return gone
+
+    async def settle(self) -> None:
+        """Have everything unpacked in this boot on disk, so that a reboot leaves it believed."""
+        fresh = [Path(entry.path) for entry in os.scandir(self._paths.snapshots) if entry.name.endswith(".new")]
+        if fresh:
+            await asyncio.to_thread(engine_calls.sync_file_system, str(self._paths.snapshots))
+            for mark in fresh:
+                mark.unlink(missing_ok=True)
+
+    async def _unpack(self, blob: Digest, diff_id: str, what: str) -> None:
+        target = self._directory(diff_id)
+        lock = self._locks.setdefault(target.name, asyncio.Lock())
+        async with lock, self._slots:
+            if target.is_dir():
+                return
+            if await self._content.stat(blob) is None:
+                raise NotFound(f"{what}: its layer {blob} is not on this machine; pull the image again")
+            making = self._paths.snapshots / f"making-{secrets.token_hex(8)}"
+            making.mkdir(mode=0o755)
+            try:
+                done = await unpack(self._content.path(blob), making, name=f"layer {blob}")
+                if done.diff_id != diff_id:
+                    raise Damaged(f"{what}: layer {blob} unpacks to {done.diff_id}, its config says {diff_id}")
+                (self._paths.snapshots / f"{target.name}.new").write_text(self._boot_id)
+                making.rename(target)
+            except OSError as error:
+                raise Broken(f"{what}: layer {blob}: {error.strerror} ({error.filename})") from error
+            finally:
+                with suppress(FileNotFoundError):
+                    await asyncio.to_thread(shutil.rmtree, making)
+            log.info("%s: unpacked %s, %d bytes", what, blob, done.size_bytes)
+
+    def _directory(self, diff_id: str) -> Path:
+        return self._paths.snapshots / parse_digest(diff_id).partition(":")[2]
