@@ -7,7 +7,7 @@ import resource
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -34,8 +34,11 @@ def files(root: Path, pattern: str) -> list[str]:
 
 def disk_bytes(*roots: Path) -> int:
     """What the files below take, each inode once."""
-    stats = {s.st_ino: s for root in roots for path in root.rglob("*") for s in [path.stat()] if path.is_file()}
-    return sum(s.st_blocks * 512 for s in stats.values())
+    stats: dict[int, int] = {}
+    for path in [path for root in roots for path in root.rglob("*")]:
+        with suppress(FileNotFoundError):  # a journal that is gone by now
+            stats[path.stat().st_ino] = path.stat().st_blocks * 512
+    return sum(stats.values())
 
 
 async def test_a_second_opener_is_kept_out_and_told_by_whom(store: SqliteStore) -> None:
@@ -48,7 +51,7 @@ async def test_a_second_opener_is_kept_out_and_told_by_whom(store: SqliteStore) 
 
 async def test_full_durability_syncs_every_commit(tmp_path: Path) -> None:
     async with await SqliteStore.open(tmp_path / "store", clock=VirtualClock()) as store:
-        connection = store._head.connection  # pyright: ignore[reportPrivateUsage]
+        connection = store._committer.head.connection  # pyright: ignore[reportPrivateUsage]
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA page_size").fetchone() == (16384,)
@@ -59,7 +62,7 @@ async def test_writes_of_one_turn_of_the_loop_share_a_commit(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits: list[int] = []
-    head = store._head  # pyright: ignore[reportPrivateUsage]
+    head = store._committer.head  # pyright: ignore[reportPrivateUsage]
     append = head.append
     monkeypatch.setattr(head, "append", lambda rows, **named: (commits.append(len(rows)), append(rows, **named)))
     await fill(store, 200)
@@ -67,7 +70,7 @@ async def test_writes_of_one_turn_of_the_loop_share_a_commit(
 
 
 async def test_readers_see_a_write_only_when_it_is_durable(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    head = store._head  # pyright: ignore[reportPrivateUsage]
+    head = store._committer.head  # pyright: ignore[reportPrivateUsage]
     append, loop, begun, go = head.append, asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def slow(*args: object, **named: object) -> None:
@@ -147,9 +150,12 @@ async def test_damage_is_told_and_never_served(tmp_path: Path, reopen: Open) -> 
 async def test_a_log_rolls_over_in_the_background(tmp_path: Path, reopen: Open) -> None:
     store = await reopen(tmp_path / "store", roll_bytes=100_000)
     for batch in range(10):
+        before = len(files(store.root, "log-*.db"))
         await fill(store, 100, 1000, prefix=f"/pods/{batch}-")
+        while len(files(store.root, "log-*.db")) == before:
+            await machine.sleep(0.001)
     await store.close()
-    assert len(files(store.root, "log-*.db")) > 3
+    assert len(files(store.root, "log-*.db")) == 11
     assert not files(store.root, "*-wal")
     again = await reopen(store.root)
     assert len((await again.list("/pods/")).entries) == 1000
@@ -173,7 +179,7 @@ async def test_compaction_unlinks_files_and_a_restart_knows_of_it(tmp_path: Path
     again = await reopen(store.root, roll_bytes=100_000)
     assert again.floor <= 2500
     assert len((await again.list("/pods/")).entries) == 51
-    assert [event.revision for event in await collect(again, "", 2499, 5)] == list(range(2500, 2505))
+    assert (await collect(again, "", 2499, 1))[0].revision == 2500
     with pytest.raises(WherryError, match="compacted"):
         await again.list("", at=2499)
 
@@ -226,8 +232,10 @@ async def test_a_death_between_merge_and_unlink_leaves_no_harm(
     tmp_path: Path, reopen: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await reopen(tmp_path / "store", roll_bytes=50_000)
-    await fill(store, 300, 1000)
+    await fill(store, 150, 1000)
     await store.fork(0, tmp_path / "roll")
+    await fill(store, 150, 1000, prefix="/more/")
+    await store.fork(0, tmp_path / "again")
     with monkeypatch.context() as patched:
         patched.setattr(snapshot.Directory, "remove", lambda *_: None)
         await store.compact(300)
@@ -318,7 +326,7 @@ async def test_after_a_failed_sync_nothing_is_written_until_a_restart(
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
         raise error
 
-    monkeypatch.setattr(store._head, "append", refuse)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(store._committer.head, "append", refuse)  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(Broken, match="disk I/O error"):
         await store.put("/pods/a", b"1", expect=0, note=NOTE)
     await machine.sleep(0.3)
@@ -330,7 +338,7 @@ async def test_a_write_that_failed_and_is_there_nevertheless_is_seen_after_heali
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commit's answer was lost: the disk decides, and watchers hear of it."""
-    head = store._head  # pyright: ignore[reportPrivateUsage]
+    head = store._committer.head  # pyright: ignore[reportPrivateUsage]
     append = head.append
 
     def half(*args: object, **named: object) -> None:

@@ -98,16 +98,20 @@ async def test_a_dropped_key_is_overwritten(store: SqliteStore, tmp_path: Path) 
     assert not holds(tmp_path, wrapped)
 
 
-async def test_a_death_between_deletion_and_dropping_is_made_good(store: SqliteStore, reopen: Open) -> None:
+async def test_a_death_between_deletion_and_dropping_is_made_good(
+    store: SqliteStore, reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await store.put(NAME, PLAIN, expect=0, note=NOTE)
     sealed = store.sealed(1, NAME)
     assert sealed is not None
-    await store.delete(NAME, expect=1, note=NOTE)
+
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store._sealer, "drop", refuse)  # pyright: ignore[reportPrivateUsage]
+    await store.delete(NAME, expect=1, note=NOTE)  # the deletion stands
+    assert store.unseal(NAME, sealed) == PLAIN
     await store.close()
-    sealer = Sealer(store.root)  # as if the key were still there
-    sealer.seal(NAME, 1, PLAIN)
-    sealer.flush()
-    sealer.close()
     again = await reopen(store.root)
     assert again.unseal(NAME, sealed) is None
 

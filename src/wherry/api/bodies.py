@@ -63,6 +63,11 @@ def media_type(request: Request) -> str:
     return (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
 
 
+def media_of(named: str) -> str | None:
+    """Which of the three formats of objects a media type names; None for another one."""
+    return _MEDIA.get(named)
+
+
 async def read(request: Request, kind: Kind, options: WriteOptions, *, limit: int) -> Json:
     """Read an object of a kind, without what its schema does not know.
 

@@ -107,7 +107,7 @@ async def _insert(core: Core, call: admission.Call) -> Written:
     taken = AlreadyExists(f'{kind.qualified} "{call.name}" already exists')
     if core.cache.get(kind.root, key) is not None:
         raise taken
-    value = encode(obj)
+    value = strategy.encode(obj)
     if call.options.dry_run:
         return Written(value, 0)
     try:
@@ -249,7 +249,7 @@ async def _replace(core: Core, call: admission.Call, item: Item) -> Written:
     old["metadata"].pop("resourceVersion", None)
     if obj == old:
         return Written(item.data, item.version)
-    value = encode(obj)
+    value = strategy.encode(obj)
     if call.options.dry_run:
         return Written(splice(value, item.version), item.version)
     if deletes.is_finished(kind, obj):
@@ -257,11 +257,6 @@ async def _replace(core: Core, call: admission.Call, item: Item) -> Written:
     else:
         version = await core.put(item.key, value, expect=item.version, note=call.note)
     return Written(splice(value, version), version)
-
-
-def encode(obj: Json) -> bytes:
-    """An object's bytes at rest."""
-    return orjson.dumps(strategy.in_order(obj))
 
 
 def _check(kind: Kind, obj: Json, old: Json | None, name: str) -> None:

@@ -4,6 +4,8 @@ import random
 import uuid
 from typing import Any
 
+import orjson
+
 from wherry.api.errors import invalid, qualified
 from wherry.clock import rfc3339
 from wherry.errors import BadRequest, Cause, Conflict
@@ -166,6 +168,11 @@ def finalizer_causes(obj: Json, old: Json) -> list[Cause]:
 def in_order(obj: Json) -> Json:
     """The object with apiVersion, kind and metadata first, as bytes at rest have it."""
     return {**{key: obj[key] for key in _ORDER}, **{key: value for key, value in obj.items() if key not in _ORDER}}
+
+
+def encode(obj: Json) -> bytes:
+    """An object's bytes at rest."""
+    return orjson.dumps(in_order(obj))
 
 
 def tidy(meta: Json) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from wherry.client.objects import Meta, Projected
+from wherry.client.objects import Object, Projected
 from wherry.client.protocol import Client, Json
 from wherry.clock import Clock, rfc3339_micro
 from wherry.errors import AlreadyExists, Conflict, NotFound, WherryError
@@ -25,10 +25,9 @@ class LeaseSpec(Projected, frozen=True):
     lease_transitions: int | None = None
 
 
-class Lease(Projected, frozen=True):
+class Lease(Object, frozen=True):
     """A Lease, as elections and node life cycle read it."""
 
-    metadata: Meta = Meta()
     spec: LeaseSpec = LeaseSpec()
 
 

@@ -195,12 +195,13 @@ class Watch(Generic[T]):
 
 @dataclass(frozen=True)
 class Controller:
-    """One controller: `name` makes its identity, `system:controller:NAME`."""
+    """One controller. It acts as `system:controller:NAME`; `acts_as` is that name where it is not its own."""
 
     name: str
     watches: tuple[Watch[Any], ...]
     reconcile: Reconcile
     workers: int = 4
+    acts_as: str = ""
 
 
 def itself(cluster: Cluster, before: Object | None, now: Object | None) -> Iterable[Key]:

@@ -211,7 +211,7 @@ def _content(labels: Mapping[str, str], one: Wanted) -> Json:
 
 
 async def _create(cluster: Cluster, service: Service, labels: Mapping[str, str], one: Wanted) -> None:
-    body = {
+    body: Json = {
         "apiVersion": ENDPOINTSLICES.api_version,
         "kind": ENDPOINTSLICES.kind,
         "addressType": one.family,

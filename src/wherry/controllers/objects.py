@@ -311,7 +311,13 @@ class Namespace(Object, frozen=True):
     status: NamespaceStatus = NamespaceStatus()
 
 
-class ConfigMap(Object, frozen=True):
-    """A ConfigMap, with its data."""
+class RootCa(Projected, frozen=True):
+    """The one field of a ConfigMap's data that we read."""
 
-    data: dict[str, str] = {}
+    certificate: str = msgspec.field(default="", name="ca.crt")
+
+
+class ConfigMap(Object, frozen=True):
+    """A ConfigMap, and of its data only the certificate authority that every namespace has."""
+
+    data: RootCa = RootCa()

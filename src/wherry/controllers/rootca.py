@@ -23,9 +23,8 @@ async def reconcile(key: Key, cluster: Cluster) -> None:
     found = cluster.view(CONFIGMAPS, ConfigMap).get(NAME, key[1])
     if found is None:
         await _create(cluster, key[1], certificate)
-    elif found.data != {FIELD: certificate}:
-        gone = {name: None for name in found.data if name != FIELD}
-        await cluster.patch(CONFIGMAPS, found.metadata, {"data": {**gone, FIELD: certificate}})
+    elif found.data.certificate != certificate:
+        await cluster.patch(CONFIGMAPS, found.metadata, {"data": {FIELD: certificate}})
 
 
 async def _create(cluster: Cluster, namespace: str, certificate: str) -> None:

@@ -114,7 +114,7 @@ class Controllers:
         await self._stack.aclose()
 
     async def _start(self, one: Controller, stack: AsyncExitStack) -> None:
-        client = self._client_for(controller(one.name))
+        client = self._client_for(controller(one.acts_as or one.name))
         recorder = await stack.enter_async_context(Recorder(client, self._clock, one.name))
         queue = await stack.enter_async_context(WorkQueue[Key](self._clock))
         self._queues[one.name] = queue

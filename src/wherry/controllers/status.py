@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from wherry.clock import rfc3339
 from wherry.controllers.objects import Condition
 
@@ -25,15 +27,7 @@ def merge_condition(conditions: Sequence[Condition], new: Condition) -> list[Con
     if (old.status, old.reason, old.message) == (new.status, new.reason, new.message):
         return list(conditions)
     if old.status == new.status:
-        new = Condition(
-            new.type,
-            new.status,
-            new.reason,
-            new.message,
-            old.last_transition_time,
-            new.last_update_time,
-            new.last_heartbeat_time,
-        )
+        new = msgspec.structs.replace(new, last_transition_time=old.last_transition_time)
     return [new if one.type == new.type else one for one in conditions]
 
 

@@ -51,3 +51,161 @@ class RunningServer:
     def client(self, user: User) -> Client:
         """A client in this process that acts as `user`."""
         return ApiClient(LocalTransport(self.api.serve, user))
+
+
+@asynccontextmanager
+async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIterator[RunningServer]:
+    """Run the API server of an instance: it listens on its unix socket and, by TLS, on its port.
+
+    Everything it keeps is below `instance.server`; it needs no root. Pods reach it at the gateway of each node.
+    """
+    times = TIMES[plan.profile]
+    async with AsyncExitStack() as stack:
+        store = await SqliteStore.open(instance.server / "store", clock=clock, durability=plan.durability)
+        stack.push_async_callback(store.close)
+        authority = await asyncio.to_thread(Authority.load_or_create, instance.server / "pki", clock)
+        gateways = [each.address for each in plan.nodes if each.real and each.address]
+        settings = ApiSettings(
+            service_cidr=plan.service_cidr,
+            advertise=[(address, plan.api_port) for address in gateways[:1]],
+            toleration_s=times.toleration_s,
+        )
+        archive = await Archive.open(instance.server / "history", store, clock=clock)
+        stack.push_async_callback(archive.close)
+        api = Api(
+            store,
+            clock=clock,
+            authority=authority,
+            settings=settings,
+            nodes=NodeConnector(instance),
+            extra=history_routes(archive),
+        )
+        await api.start()
+        stack.push_async_callback(api.close)
+        running = RunningServer(api, store, archive, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
+        server = Server(api.handle)
+        stack.push_async_callback(server.close, 2.0)
+        instance.api_socket.parent.mkdir(parents=True, exist_ok=True)
+        await server.start_unix(instance.api_socket, mode=0o660)
+        await _listen_tls(server, instance, plan, authority, gateways)
+        await stack.enter_async_context(running.scheduler)
+        await stack.enter_async_context(_controllers(api, plan, authority, clock))
+        await stack.enter_async_context(archive)
+        compaction = asyncio.create_task(_compact(store, clock), name="compaction")
+        stack.push_async_callback(_end, compaction)
+        yield running
+
+
+def _client(api: Api, name: str, groups: tuple[str, ...] = ("system:authenticated",)) -> Client:
+    return ApiClient(LocalTransport(api.serve, User(name, groups)))
+
+
+def _controllers(api: Api, plan: Plan, authority: Authority, clock: Clock) -> Controllers:
+    pem = authority.ca_pem.decode()
+    fast = plan.profile == "fast-failover"
+    settings = ControllerSettings.fast_failover(pem) if fast else ControllerSettings(root_ca=pem)
+    return Controllers(lambda user: ApiClient(LocalTransport(api.serve, user)), clock=clock, settings=settings)
+
+
+async def _listen_tls(server: Server, instance: Instance, plan: Plan, authority: Authority, gateways: list[str]) -> None:
+    """Listen on loopback and on the nodes' addresses, which may come later (freebind), and write the kubeconfig."""
+    first_service = _first_address(plan.service_cidr)
+    names = [
+        "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local", "127.0.0.1", "::1", first_service, *gateways,
+    ]  # fmt: skip
+
+    def certificates() -> tuple[Path, Path]:
+        return authority.issue_server("kube-apiserver", names, days=CERTIFICATE_DAYS).save(instance.server / "pki", "server")
+
+    certificate, key = await asyncio.to_thread(certificates)
+    context = authority.server_context(certificate, key)
+    for host in ("127.0.0.1", *gateways[:1]):
+        await server.start_tcp(host, plan.api_port, ssl_context=context, freebind=True)
+    admin = await asyncio.to_thread(
+        authority.issue_client, "kubernetes-admin", ["system:masters"], days=CERTIFICATE_DAYS
+    )
+    text = kubeconfig_text(
+        f"https://127.0.0.1:{plan.api_port}", authority.ca_pem, credentials=admin, name=f"wherry-{instance.root.name}"
+    )
+    write_private(instance.kubeconfig, text)
+
+
+def _first_address(cidr: str) -> str:
+    import ipaddress
+
+    return str(ipaddress.ip_network(cidr)[1])
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    temporary.rename(path)
+
+
+class NodeConnector:
+    """Sends a request to a node's agent, by the socket that the instance gives each node's name; never by what a Node says."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._clients: dict[str, HttpClient] = {}
+
+    async def __call__(self, node: str, request: Request) -> Response:
+        """Pass a request on. Raises NotFound for a node that is not of this instance, Unavailable when it is away."""
+        if "/" in node or node in ("", ".", ".."):
+            raise NotFound(f"node {node!r}: no such node")
+        socket = self._instance.agent_socket(node)
+        if not socket.exists():
+            raise Unavailable(f"node {node}: its agent is not there ({socket.name} is missing)")
+        client = self._clients.get(node)
+        if client is None:
+            client = self._clients[node] = HttpClient(Endpoint.parse(f"unix:{socket}"))
+        return await forward(request, client)
+
+
+async def _compact(store: SqliteStore, clock: Clock) -> None:
+    """Forget what is older than the watch window, every minute of cluster time."""
+    while True:
+        await clock.sleep(COMPACT_EVERY_S)
+        await store.compact(max(0, await store.revision() - 10_000))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def registry_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIterator[None]:
+    """Run the cluster's registry: on its unix socket, where local roles may write, and on loopback, where a token is asked."""
+    from wherry.content.local import LocalContent
+    from wherry.registry.registry import Registry
+
+    token = read_or_make_token(instance.server / "registry-token")
+
+    def knows(user: str, password: str) -> bool:
+        return hmac.compare_digest(password, token)
+
+    content = LocalContent.open(instance.content, clock=clock)
+    registry = Registry(content, instance.server / "registry", clock=clock, token=knows)
+    server = Server(registry.handle)
+    instance.registry_socket.parent.mkdir(parents=True, exist_ok=True)
+    await server.start_unix(instance.registry_socket, mode=0o660)
+    await server.start_tcp("127.0.0.1", plan.registry_port)
+    try:
+        yield
+    finally:
+        await server.close(2.0)
+        await registry.close()
+        await content.close()
+
+
+def read_or_make_token(path: Path) -> str:
+    """The secret that a person signs in to the registry with; made once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, secrets.token_urlsafe(24))
+    return path.read_text().strip()

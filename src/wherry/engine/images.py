@@ -6,11 +6,11 @@ The hold `image/NAME` (NAME as `docker.io/library/web:1`) is the name; an image 
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
-from wherry.clock import machine, parse_rfc3339
+from wherry.clock import parse_rfc3339
 from wherry.content import oci, transfer
 from wherry.content.inflate import compression_of
 from wherry.content.names import ImageName, cluster_repository, parse_name

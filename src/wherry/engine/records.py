@@ -35,7 +35,7 @@ class ContainerRecord:
     """A container's row. `exit` may be set while a new run is being made: it is then the last run's.
 
     `acknowledged`: `create` has returned, so the container is somebody's and a failed run leaves it EXITED, not removed.
-    `stopped`: a person ended it, so restart policies keep quiet. `chain` names its snapshot.
+    `stopped`: a person ended it, so restart policies keep quiet. `layers` are diff ids, lowest first.
     """
 
     id: str
@@ -46,7 +46,7 @@ class ContainerRecord:
     owns_sandbox: bool
     image_digest: str
     image_id: str
-    chain: str
+    layers: Sequence[str]
     argv: Sequence[str]
     created: float
     log_path: str

@@ -8,9 +8,9 @@ refuses them, and so do we, unless the container has CAP_SYS_ADMIN.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from wherry.errors import Broken
+from wherry.errors import Broken, Invalid
 
 PROFILES = (Path("/usr/share/containers/seccomp.json"), Path("/etc/containers/seccomp.json"))
 
@@ -61,10 +61,33 @@ def load(paths: Sequence[Path] = PROFILES) -> Mapping[str, Any]:
     raise Broken(f"no seccomp profile at {' or '.join(map(str, paths))}: install the package containers-common")
 
 
-def rules(profile: Mapping[str, Any], *, capabilities: Collection[str], machine: str) -> dict[str, Any]:
-    """Turn the profile into an OCI `linux.seccomp` for a container with `capabilities` on processor `machine` (uname -m)."""
+def parse(text: str) -> Mapping[str, Any]:
+    """Read a profile that a request brings (Docker's `--security-opt seccomp=FILE`). Raises Invalid."""
+    try:
+        profile = json.loads(text)
+    except ValueError as error:
+        raise Invalid(f"seccomp: neither default, unconfined nor a profile in JSON: {error}") from None
+    if not isinstance(profile, dict) or "defaultAction" not in profile:
+        raise Invalid("seccomp: the profile has no defaultAction")
+    made = cast(dict[str, Any], profile)
+    groups: list[dict[str, Any]] = []
+    for group in made.get("syscalls") or ():
+        names = group.get("names") or ([group["name"]] if group.get("name") else [])
+        if not names or "action" not in group:
+            raise Invalid("seccomp: each of the profile's syscalls needs names and an action")
+        groups.append({**group, "names": names})
+    return made | {"syscalls": groups}
+
+
+def rules(
+    profile: Mapping[str, Any], *, capabilities: Collection[str], machine: str, narrow: bool = True
+) -> dict[str, Any]:
+    """Turn a profile into an OCI `linux.seccomp` for a container with `capabilities` on processor `machine` (uname -m).
+
+    `narrow`: refuse what only administrators may call, whatever the profile says.
+    """
     arch = _ARCHITECTURES.get(machine, machine)
-    is_admin = "CAP_SYS_ADMIN" in capabilities
+    is_admin = "CAP_SYS_ADMIN" in capabilities or not narrow
     syscalls: list[dict[str, Any]] = []
     for group in profile["syscalls"]:
         if not _applies(group, capabilities, arch):

@@ -66,7 +66,8 @@ class Place:
 
     `namespaces` are paths by kind (network, ipc, uts, pid); a kind that is not there is new if it is in `fresh`, else the
     machine's. `files` are paths on the machine by their target (/etc/hosts ...). `shm` is the sandbox's shared memory, or ""
-    for one of its own. `volumes` are paths by volume name.
+    for one of its own. `volumes` are paths by volume name. `seccomp_filter` is
+    the compiled filter (base64) for a runtime that takes one; then `seccomp` is not written out.
     """
 
     root: str
@@ -80,6 +81,7 @@ class Place:
     volumes: Mapping[str, str] = field(default_factory=dict[str, str])
     capabilities: Sequence[str] = ()
     seccomp: Mapping[str, Any] | None = None
+    seccomp_filter: str = ""
     devices: Sequence[Device] = ()
 
 
@@ -144,7 +146,7 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
     }
     if not spec.privileged:
         linux |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READ_ONLY_PATHS)}
-    if place.seccomp is not None and not spec.privileged:
+    if place.seccomp is not None and not place.seccomp_filter:
         linux["seccomp"] = place.seccomp
     if spec.privileged:
         linux["devices"] = [
@@ -153,6 +155,7 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
         ]
     return {
         "ociVersion": "1.0.2",
+        "annotations": {"run.oci.seccomp_bpf_data": place.seccomp_filter} if place.seccomp_filter else {},
         "root": {"path": place.root, "readonly": spec.read_only_root},
         "process": _process(
             command_line(spec, image),

@@ -48,7 +48,7 @@ def in_thread(function: Callable[[], T], name: str) -> T:
 
 
 async def in_thread_async(function: Callable[[], T], name: str) -> T:
-    """Run `function` in a thread of its own while the loop goes on. When cancelled, the thread still ends its work."""
+    """Run `function` in a thread of its own while the loop goes on. A cancelled caller still waits for its end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -71,7 +71,11 @@ async def in_thread_async(function: Callable[[], T], name: str) -> T:
             loop.call_soon_threadsafe(deliver, value, failure)
 
     threading.Thread(target=body, name=name, daemon=True).start()
-    return await future
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
 
 
 def create(

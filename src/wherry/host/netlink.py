@@ -28,6 +28,7 @@ _NESTED = 0x8000
 _UNIVERSE, _LINK_SCOPE = 0, 253
 _MAIN_TABLE, _LOCAL_TABLE, _PROTOCOL_STATIC, _ONLINK = 254, 255, 4, 4
 _PERMANENT = 0x80
+_LAST_METRIC = 0x7FFF0000
 _BATCH_BYTES, _READ_BYTES = 60_000, 1 << 18
 
 
@@ -66,7 +67,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An IPv4 route of the main table. `gateway` and `source` may be None, `index` 0 (no link: blackhole, multipath)."""
+    """An IPv4 route of the main table. `gateway` and `source` may be None, `index` 0 (no link, or several)."""
 
     destination: IPv4Network
     gateway: IPv4Address | None
@@ -74,6 +75,7 @@ class Route:
     source: IPv4Address | None
     scope: int
     protocol: int
+    is_unreachable: bool = False
 
 
 class Netlink:
@@ -142,7 +144,7 @@ class Netlink:
         """List the IPv4 routes of the main table."""
         found: list[Route] = []
         for body in self._dump(_GETROUTE, _NEWROUTE, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8)):
-            family, length, _, _, table, protocol, scope, _kind, _ = struct.unpack_from("=BBBBBBBBI", body)
+            family, length, _, _, table, protocol, scope, kind, _ = struct.unpack_from("=BBBBBBBBI", body)
             attributes = dict(_attributes(body, 12))
             if 15 in attributes:
                 table = struct.unpack("=I", attributes[15])[0]
@@ -157,6 +159,7 @@ class Netlink:
                     source=IPv4Address(source) if source else None,
                     scope=scope,
                     protocol=protocol,
+                    is_unreachable=kind == 7,
                 )
             )
         return found
@@ -278,6 +281,22 @@ def delete_address(index: int, interface: str) -> Request:
     value = IPv4Interface(interface)
     body = struct.pack("=BBBBI", socket.AF_INET, value.network.prefixlen, 0, 0, index) + _attribute(2, value.ip.packed)
     return Request(f"remove address {interface}", _DELADDR, 0, body, frozenset({errno.EADDRNOTAVAIL, errno.ENODEV}))
+
+
+def add_unreachable(destination: str) -> Request:
+    """Refuse at once (EHOSTUNREACH) what goes to a network and has no better route."""
+    network = IPv4Network(destination)
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, network.prefixlen, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, 0, 7, 0)
+    body += _attribute(1, network.network_address.packed) + _attribute(6, struct.pack("=I", _LAST_METRIC))
+    return Request(f"make {destination} unreachable", _NEWROUTE, _CREATE | _REPLACE, body)
+
+
+def delete_unreachable(destination: str) -> Request:
+    """Take back what `add_unreachable` did; fine when it was not there."""
+    network = IPv4Network(destination)
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, network.prefixlen, 0, 0, _MAIN_TABLE, 0, 0, 7, 0)
+    body += _attribute(1, network.network_address.packed) + _attribute(6, struct.pack("=I", _LAST_METRIC))
+    return Request(f"remove route to {destination}", _DELROUTE, 0, body, frozenset({errno.ESRCH}))
 
 
 def add_route(destination: str, index: int, *, gateway: str = "", source: str = "", onlink: bool = False) -> Request:

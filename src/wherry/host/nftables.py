@@ -52,19 +52,20 @@ class Nft:
     async def run(self, commands: str) -> None:
         """Do the commands as one transaction. Raises Broken with nft's own words; then nothing of it was done."""
         if commands:
-            await self._in_thread(lambda: self._run(commands, 0))
+            await self.call(lambda: self._run(commands, 0))
 
     async def read(self, command: str) -> list[Mapping[str, Any]]:
         """Ask (`list table ip x`); return the items of nft's JSON answer without its header."""
-        text = await self._in_thread(lambda: self._run(command, _JSON | _NUMERIC_PROTOCOL))
+        text = await self.call(lambda: self._run(command, _JSON | _NUMERIC_PROTOCOL))
         items: Sequence[Mapping[str, Any]] = orjson.loads(text or b'{"nftables":[]}')["nftables"]
         return [item for item in items if "metainfo" not in item]
 
     async def generation(self) -> int:
         """Return the number that every change of any table, by anybody, moves on. Costs some 10 us."""
-        return await self._in_thread(_generation)
+        return await self.call(_generation)
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run any function in this one's thread, so in its network namespace."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ready_and, function)
 
     def _ready_and(self, function: Callable[[], T]) -> T:

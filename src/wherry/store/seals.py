@@ -191,9 +191,11 @@ class Sealer:
             path = self._root / "keys.db"
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")  # a dropped key is overwritten, not only unlinked
+            # A dropped key is overwritten in its page. The journal that may bring it back is unlinked at commit: for
+            # that the locking mode must be NORMAL (EXCLUSIVE keeps the journal's file, old page and all).
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS keys (name TEXT, created INTEGER, wrapped BLOB NOT NULL,"
                 " PRIMARY KEY (name, created))"

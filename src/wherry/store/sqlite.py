@@ -2,25 +2,24 @@
 
 import asyncio
 import logging
-import random
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from heapq import merge as merge_sorted
 from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
 from wherry.clock import Clock, machine
-from wherry.errors import Broken, Conflict, Damaged, Expired, Invalid, NotFound, TooLarge, TooManyRequests, Unavailable
+from wherry.errors import Broken, Conflict, Expired, Invalid, NotFound, TooLarge, Unavailable
+from wherry.store.committing import Committer, Transaction
 from wherry.store.files import Directory, Lock
 from wherry.store.forks import fork
 from wherry.store.index import SortedKeys, prefix_end
 from wherry.store.loading import Loaded, State, load
-from wherry.store.log import PLACES, Head, Row, read_rows
+from wherry.store.log import PLACES, Row
 from wherry.store.protocol import Entry, Event, Note, Page, Write
-from wherry.store.seals import SECRETS, Life, Sealer
+from wherry.store.seals import Sealer
 from wherry.store.settings import Durability, Settings
 from wherry.store.snapshot import merge, plan_merge
 from wherry.store.watching import Hub, Watcher
@@ -30,29 +29,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TRIM_SLICE = 2000
-_FINAL_CODES = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC, sqlite3.SQLITE_CORRUPT}
-"""After a failed fsync the kernel may count lost pages as clean, so only a fresh start can tell what is on the disk."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A transaction on its way to the disk. `entries` are what its keys become (None: absent)."""
-
-    revision: int
-    entries: Sequence[tuple[str, Entry | None, Entry | None]]  # key, before, after
-    note: Note
-    size_bytes: int
-    done: asyncio.Future[int]
-    sealed: dict[str, bytes] = field(default_factory=dict[str, bytes])
-
-
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    """Why we take no writes: `retry_at` (machine time) is when the disk is asked again, None never."""
-
-    message: str
-    retry_at: float | None
-    backoff_s: float
 
 
 class SqliteStore:
@@ -68,25 +44,25 @@ class SqliteStore:
     ) -> None:
         self.clock = clock
         self._directory, self._lock, self._sealer, self._settings = directory, lock, sealer, settings
-        self._head, self._floor = loaded.head, loaded.floor
+        self._floor = loaded.floor
         self._state: State = loaded.state
         self._keys = SortedKeys(self._state.present)
         self._hub = Hub()
+        self._next = self._state.revision + 1
+        self._pending: dict[str, tuple[int, Entry | None]] = {}
         self._loop = asyncio.get_running_loop()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._committer = Committer(
+            loaded.head,
+            sealer,
+            loaded.floor,
+            settings,
+            show=self._show,
+            forget=self._forget_pending,
+            replay=self._replay,
+        )
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="store-helper")
         self._files = asyncio.Lock()  # held by whoever adds or removes sealed files
-        self._next = self._state.revision + 1
-        self._queue: list[_Pending] = []
-        self._queue_bytes = 0
-        self._pending: dict[str, tuple[int, Entry | None]] = {}
-        self._committing = self._scheduled = self._closed = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._fault: _Fault | None = None
-        self._healing = asyncio.Lock()
-        self._floor_written = self._floor
-        self._undropped: list[Life] = []
+        self._closed = False
         self._rolling: asyncio.Task[None] | None = None
         self._roll_at_bytes = settings.roll_bytes
 
@@ -233,8 +209,9 @@ class SqliteStore:
         """
         self._check(writes)
         note = Note(note.time, _text(note.actor), _text(note.operation))
-        if self._fault is not None:
-            await self._heal()
+        if self._closed:
+            raise self._closed_error()
+        await self._committer.heal()
         return await self._enqueue(writes, note)
 
     def _check(self, writes: Sequence[Write]) -> None:
@@ -254,9 +231,7 @@ class SqliteStore:
         """Compare, and line up for the disk. No await: the order of calls is the order of revisions."""
         if self._closed:
             raise self._closed_error()
-        settings = self._settings
-        if len(self._queue) >= settings.queue_writes or self._queue_bytes >= settings.queue_bytes:
-            raise TooManyRequests(f"store {self.root}: {len(self._queue)} writes wait for the disk; try again")
+        self._committer.room()
         revision = self._next
         entries = [self._compare(write, revision) for write in writes]
         for key, _, after in entries:
@@ -264,12 +239,7 @@ class SqliteStore:
         self._next += 1
         size_bytes = sum(len(write.key) + len(write.value or b"") for write in writes)
         done: asyncio.Future[int] = self._loop.create_future()
-        self._queue.append(_Pending(revision, entries, note, size_bytes, done))
-        self._queue_bytes += size_bytes
-        self._idle.clear()
-        if not (self._committing or self._scheduled):
-            self._scheduled = True
-            self._loop.call_soon(self._commit_next)  # after all others that are ready in this turn of the loop
+        self._committer.submit(Transaction(revision, entries, note, size_bytes, done))
         return done
 
     def _compare(self, write: Write, revision: int) -> tuple[str, Entry | None, Entry | None]:
@@ -286,68 +256,13 @@ class SqliteStore:
             return write.key, before, None
         return write.key, before, Entry(write.key, write.value, revision, before.created if before else revision)
 
-    def _commit_next(self) -> None:
-        """Hand the next batch to the writer thread."""
-        self._scheduled = False
-        if self._committing or not self._queue:
-            return
-        count = size_bytes = 0
-        while count < min(len(self._queue), self._settings.batch_writes) and size_bytes < self._settings.batch_bytes:
-            size_bytes += self._queue[count].size_bytes
-            count += 1
-        batch = self._queue[:count]
-        del self._queue[:count]
-        self._queue_bytes -= size_bytes
-        self._committing = True
-        future = self._loop.run_in_executor(self._writer, self._commit, batch, self._floor)
-        future.add_done_callback(lambda done: self._committed(batch, done))
+    def _show(self, batch: Sequence[Transaction]) -> None:
+        """Let readers see what is durable now."""
+        self._publish([change for item in batch for change in self._apply(item)])
+        if self._committer.head.size_bytes >= self._roll_at_bytes and self._rolling is None and not self._closed:
+            self._rolling = self._loop.create_task(self._roll_in_background(), name="store: roll over")
 
-    def _commit(self, batch: Sequence[_Pending], floor: int) -> None:
-        """In the writer thread: one transaction of the log. The data keys are durable before what needs them."""
-        rows: list[Row] = []
-        dead: list[Life] = []
-        for item in batch:
-            for place, (key, before, after) in enumerate(item.entries):
-                created = after.created if after else before.created if before else 0
-                value = after.value if after else None
-                if key.startswith(SECRETS):
-                    if value is None:
-                        dead.append((key, created))
-                    else:
-                        value = item.sealed[key] = self._sealer.seal(key, created, value)
-                rows.append(Row(item.revision, place, key, value, created, item.note))
-        if any(item.sealed for item in batch):
-            self._sealer.flush()
-        self._head.append(rows, floor=floor if floor != self._floor_written else None)
-        self._floor_written = floor
-        self._undropped += dead
-        if self._undropped:
-            try:
-                self._sealer.drop(self._undropped)
-                self._undropped = []
-            except (OSError, sqlite3.Error) as error:  # the deletion itself is durable: try again with the next
-                log.warning("store %s: the keys of deleted secrets are not dropped yet: %s", self.root, error)
-
-    def _committed(self, batch: Sequence[_Pending], done: asyncio.Future[None]) -> None:
-        """On the loop again: show what is durable now, then answer."""
-        self._committing = False
-        error = done.exception() if not done.cancelled() else asyncio.CancelledError()
-        if error is not None:
-            self._fail(batch, error)
-        else:
-            changes = [change for item in batch for change in self._apply(item)]
-            self._publish(changes)
-            for item in batch:
-                if not item.done.done():
-                    item.done.set_result(item.revision)
-            if self._head.size_bytes >= self._roll_at_bytes and self._rolling is None and not self._closed:
-                self._rolling = self._loop.create_task(self._roll_in_background(), name="store: roll over")
-        if self._queue:
-            self._commit_next()
-        else:
-            self._idle.set()
-
-    def _apply(self, item: _Pending) -> Iterable[Change]:
+    def _apply(self, item: Transaction) -> Iterable[Change]:
         state = self._state
         state.revision = item.revision
         for key, before, after in item.entries:
@@ -371,60 +286,9 @@ class SqliteStore:
         self._state.window.bound()
         self._hub.publish([change.event for change in changes])
 
-    # ---- when the disk does not take writes
-
-    def _fail(self, batch: Sequence[_Pending], error: BaseException) -> None:
-        """Nothing of the batch is acknowledged, nor what was queued behind it (it may have compared with it)."""
-        final = not isinstance(error, (sqlite3.Error, OSError)) or _code(error) in _FINAL_CODES
-        backoff_s = 0.2
-        self._fault = _Fault(
-            f"{error}", None if final else machine.monotonic() + backoff_s * random.uniform(0.8, 1.2), backoff_s
-        )
-        log.warning("store %s: the disk did not take a write: %s", self.root, error)
-        words = f"store {self.root}: the disk did not take the write: {error}"
-        for item in (*batch, *self._queue):
-            if not item.done.done():
-                item.done.set_exception(Broken(words))
-                item.done.exception()  # its caller may have been cancelled
-        self._queue.clear()
-        self._queue_bytes = 0
+    def _forget_pending(self) -> None:
         self._pending.clear()
         self._next = self._state.revision + 1
-
-    async def _heal(self) -> None:
-        """Ask the disk again when it is time; raise Unavailable while it takes no writes."""
-        async with self._healing:
-            fault = self._fault
-            if fault is None:
-                return
-            if self._closed:
-                raise self._closed_error()
-            if fault.retry_at is None:
-                raise Unavailable(
-                    f"store {self.root}: no writes are taken since {fault.message}; what is on the disk is known only "
-                    "after a restart"
-                )
-            if machine.monotonic() < fault.retry_at:
-                raise Unavailable(f"store {self.root}: no writes are taken since {fault.message}; free the disk")
-            try:
-                rows = await self._in(self._writer, self._reopen)
-            except (sqlite3.Error, OSError, Damaged) as error:
-                backoff_s = min(5.0, fault.backoff_s * 2)
-                retry_at = machine.monotonic() + backoff_s * random.uniform(0.8, 1.2)
-                self._fault = _Fault(f"{error}", None if isinstance(error, Damaged) else retry_at, backoff_s)
-                raise Unavailable(f"store {self.root}: no writes are taken since {error}; free the disk") from error
-            self._replay(rows)
-            self._fault = None
-            log.warning("store %s: the disk takes writes again", self.root)
-
-    def _reopen(self) -> Sequence[Row]:
-        """In the writer thread: open the head anew, try a write, and return the rows that we thought had failed."""
-        head = self._head
-        head.close()
-        self._head = Head(self._directory, head.first, head.durability)
-        self._head.append(())
-        first = self._state.revision + 1
-        return list(read_rows(self._head.connection, self._head.path, first=first, stop=1 << 46))
 
     def _replay(self, rows: Sequence[Row]) -> None:
         """Take in writes that were answered with an error and are on the disk nevertheless."""
@@ -449,25 +313,16 @@ class SqliteStore:
                 await self._roll()
             self._roll_at_bytes = self._settings.roll_bytes
         except (OSError, sqlite3.Error) as error:
-            self._roll_at_bytes = self._head.size_bytes + self._settings.roll_bytes  # goes on in the old one
+            self._roll_at_bytes = self._committer.head.size_bytes + self._settings.roll_bytes  # goes on in the old one
             log.warning("store %s: no new log could be begun: %s", self.root, error)
         finally:
             self._rolling = None
 
     async def _roll(self) -> None:
         """Begin a new head and seal the old one. The caller holds `_files`."""
-        old = await self._in(self._writer, self._switch)
+        old = await self._committer.between(self._committer.switch)
         if old is not None:
-            await self._in(self._helper, old.seal)
-
-    def _switch(self) -> Head | None:
-        """In the writer thread, between commits."""
-        old = self._head
-        if old.last < old.first:
-            return None  # it is empty
-        self._head = Head.create(self._directory, old.last + 1, self._floor, old.durability)
-        self._floor_written = self._floor
-        return old
+            await self._help(old.seal)
 
     async def compact(self, before: int) -> None:
         """Forget history earlier than revision `before`; at most all but the present.
@@ -476,7 +331,9 @@ class SqliteStore:
         """
         before = min(before, self._state.revision)
         if before > self._floor:
-            self._floor = before  # on disk with the next write; until then a restart merely knows more
+            self._floor = self._committer.floor = (
+                before  # on disk with the next write; until then a restart merely knows more
+            )
             while self._state.window.trim(before - 1, _TRIM_SLICE):
                 await machine.sleep(0)
         async with self._files:
@@ -493,8 +350,7 @@ class SqliteStore:
             if plan is None:
                 return
             try:
-                await self._in(
-                    self._helper,
+                await self._help(
                     merge,
                     self._directory,
                     plan,
@@ -525,10 +381,10 @@ class SqliteStore:
             if at < self._floor:
                 raise Expired(f"fork at revision {at}: compacted away; the oldest kept is {self._floor}")
             try:
-                if at >= self._head.first:
+                if at >= self._committer.head.first:
                     await self._roll()
                 sealer = self._sealer if keys else None
-                await self._in(self._helper, fork, self._directory, at, self._floor, root, sealer)
+                await self._help(fork, self._directory, at, self._floor, root, sealer)
             except (OSError, sqlite3.Error) as error:
                 raise Broken(f"fork of {self.root} into {root}: {error}") from error
 
@@ -536,38 +392,24 @@ class SqliteStore:
         """Finish what is queued, end the watches, let go of the files and the lock."""
         if self._closed:
             return
-        await self._idle.wait()
+        await self._committer.drained()
         self._closed = True
         self._hub.end(self._closed_error())
         if self._rolling is not None:
             await self._rolling
         async with self._files:
             try:
-                await self._in(self._writer, self._let_go)
+                await self._committer.close()
             finally:
-                self._writer.shutdown(wait=False)
+                self._lock.release()
                 self._helper.shutdown(wait=False)
-
-    def _let_go(self) -> None:
-        try:
-            if self._floor != self._floor_written and self._fault is None:
-                self._head.append((), floor=self._floor)
-        except sqlite3.Error as error:
-            log.warning("store %s: on closing: %s", self.root, error)
-        finally:
-            self._head.close()
-            self._sealer.close()
-            self._lock.release()
 
     def _closed_error(self) -> Unavailable:
         return Unavailable(f"store {self.root}: it is closed")
 
-    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: object, **named: object) -> T:
-        return await self._loop.run_in_executor(pool, lambda: function(*args, **named))
-
-
-def _code(error: BaseException) -> int:
-    return getattr(error, "sqlite_errorcode", 0)
+    async def _help(self, function: Callable[..., T], *args: object, **named: object) -> T:
+        """Run in the helper thread: never the writer's."""
+        return await self._loop.run_in_executor(self._helper, lambda: function(*args, **named))
 
 
 def _text(text: str) -> str:

@@ -34,8 +34,8 @@ BODY_SLICE_BYTES = 64 * 1024
 # A refused body that is shorter than this is read and dropped, so that the connection can go on.
 DROP_BYTES = 256 * 1024
 
-_HOST, _LENGTH, _ENCODING, _EXPECT = range(4)
-_SPECIAL = {b"host": _HOST, b"content-length": _LENGTH, b"transfer-encoding": _ENCODING, b"expect": _EXPECT}
+# Fields that may come once only, by their place in `on_headers_complete`.
+_SPECIAL = {b"host": 0, b"content-length": 1, b"transfer-encoding": 2, b"expect": 3}
 _METHODS = {method.encode(): method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 
 
@@ -75,7 +75,8 @@ class Connection(asyncio.Protocol):
         # the message that is being parsed
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._special: list[bytes | None] = [None, None, None, None]
+        self._length: bytes | None = None
+        self._encoding: bytes | None = None
         self._head_bytes = 0
         self._in_head = False
         self._resumed = False  # the parser was fed a made-up head, for the body of a request that asks for an upgrade
@@ -179,9 +180,8 @@ class Connection(asyncio.Protocol):
                 self._parse(view[start : start + step])
                 start += step
         if self._in_head:
-            # What the parser holds back in one unfinished field is not counted by `on_header`.
             self._head_bytes += size
-            if self._head_bytes > 2 * self.hub.limits.header_bytes + HEAD_SLICE_BYTES:
+            if self._head_bytes > self.hub.limits.header_bytes + HEAD_SLICE_BYTES:
                 self._refuse_later(Refusal(431, "the request's head is too large"))
 
     def _parse(self, data: bytes | memoryview) -> None:
@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
                 self._keep(rest)
             return
         parser = self._parser = httptools.HttpRequestParser(self)
-        length, encoding = self._special[_LENGTH], self._special[_ENCODING]
+        length, encoding = self._length, self._encoding
         framing = (
             b"Content-Length: " + length if length is not None else b"Transfer-Encoding: " + (encoding or b"chunked")
         )
@@ -230,7 +230,6 @@ class Connection(asyncio.Protocol):
             return
         self._url = b""
         self._headers = []
-        self._special = [None, None, None, None]
         self._head_bytes = 0
         self._in_head = True
         self._head_since = self.hub.tick
@@ -245,30 +244,38 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head, or of the trailers, which are dropped."""
-        if self._resumed:
-            return
-        self._head_bytes += len(name) + len(value) + 4
-        limits = self.hub.limits
-        if self._head_bytes > limits.header_bytes or len(self._headers) >= limits.header_count:
-            raise Refusal(
-                431, f"the request's head is larger than {limits.header_bytes} bytes or {limits.header_count} fields"
-            )
-        if not self._in_head:
-            return
-        self._headers.append((name, value))
-        special = _SPECIAL.get(name.lower())
-        if special is not None:
-            if self._special[special] is not None:
-                raise Refusal(400, f"the field {name.decode('latin-1')} comes twice")
-            self._special[special] = value
+        if self._in_head:
+            self._headers.append((name, value))
+        elif not self._resumed:
+            self._head_bytes += len(name) + len(value) + 4
+            if self._head_bytes > self.hub.limits.header_bytes:
+                raise Refusal(431, "the trailers are too large")
 
     def on_headers_complete(self) -> None:
         """The head is whole: make the request and start it, or queue it behind the current one."""
         if self._resumed:
             return
         self._in_head = False
+        headers, limits = self._headers, self.hub.limits
+        # `_head_bytes` are those of the reads before this one: only a head that may be too large is counted exactly.
+        if len(headers) > limits.header_count or (
+            self._head_bytes + HEAD_SLICE_BYTES > limits.header_bytes
+            and sum([len(name) + len(value) + 4 for name, value in headers]) > limits.header_bytes
+        ):
+            raise Refusal(
+                431, f"the request's head is larger than {limits.header_bytes} bytes or {limits.header_count} fields"
+            )
+        self._head_bytes = 0
+        special: list[bytes | None] = [None, None, None, None]
+        for field, value in headers:
+            which = _SPECIAL.get(field.lower())
+            if which is not None:
+                if special[which] is not None:
+                    raise Refusal(400, f"the field {field.decode('latin-1')} comes twice")
+                special[which] = value
+        host, self._length, self._encoding, expect = special
+        length, encoding = self._length, self._encoding
         parser = self._parser
-        host, length, encoding, expect = self._special
         version = parser.get_http_version()
         if version == "1.1":
             if host is None:
@@ -293,7 +300,7 @@ class Connection(asyncio.Protocol):
             raise Refusal(400, "the request target is not UTF-8") from None
         path, raw_query = split_target(target)
         request = Request(
-            method, path, None, Headers.received(self._headers), self._peer, target, raw_query=raw_query, inflow=inflow
+            method, path, None, Headers.received(headers), self._peer, target, raw_query=raw_query, inflow=inflow
         )
         request.version = version
         request.keep_alive = parser.should_keep_alive()
@@ -342,7 +349,7 @@ class Connection(asyncio.Protocol):
     # the handler's side -------------------------------------------------------------------------------------------------
     def _start(self, request: Request) -> None:
         self._current = request
-        self._task = self._loop.create_task(self._run(request), name="request")
+        self._task = asyncio.Task(self._run(request), loop=self._loop, name="request")
 
     async def _run(self, request: Request) -> None:
         """Call the handler, send its answer; whatever happens, go on with the next request or close."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from wherry.errors import (
     AlreadyExists,
     BadRequest,
@@ -121,3 +123,26 @@ def oci_errors(errors: Sequence[tuple[str, str, Any]]) -> Json:
             error["detail"] = detail
         made.append(error)
     return {"errors": made}
+
+
+def error_from(status: int, body: bytes, about: str) -> WherryError:
+    """Turn an error answer back into one of our errors: by the reason of a Kubernetes Status, else by the HTTP status.
+
+    `about` says what was asked; it leads the message. An answer that says less than that is told by its status alone.
+    """
+    reason, message = "", ""
+    try:
+        said = msgspec.json.decode(body, type=_Said)
+        reason, message = said.reason, said.message
+    except msgspec.MsgspecError:
+        message = body[:200].decode(errors="replace").strip()
+    text = f"{about}: {message or f'HTTP status {status}'}"
+    by_reason = [kind for kind, (code, word) in STATUS.items() if word == reason and code == status]
+    by_status = [kind for kind, (code, _) in STATUS.items() if code == status]
+    kind = (by_reason or by_status or [Broken if status >= 500 else BadRequest])[0]
+    return kind(text) if kind is not WherryError else Broken(text)
+
+
+class _Said(msgspec.Struct):
+    reason: str = ""
+    message: str = ""

@@ -328,9 +328,13 @@ class StreamBody:
 
 @dataclass(frozen=True, slots=True)
 class UpgradeBody:
-    """From here on the connection belongs to `callback`; it is closed when `callback` returns."""
+    """From here on the connection belongs to `callback`; it is closed when `callback` returns.
+
+    `dropped` is called instead when the client is gone before `callback` could be.
+    """
 
     callback: Callable[[Stream], Awaitable[None]]
+    dropped: Callable[[], None] | None = None
 
 
 Body = bytes | FileBody | StreamBody | UpgradeBody
@@ -419,9 +423,14 @@ class Response:
         headers: HeaderInput,
         callback: Callable[[Stream], Awaitable[None]],
         status: int = 101,
+        *,
+        dropped: Callable[[], None] | None = None,
     ) -> Self:
-        """Answer `status` (101, or 200 for Docker clients that sent no Upgrade header) and hand over the connection."""
-        return cls(status, headers, UpgradeBody(callback))
+        """Answer `status` (101, or 200 for Docker clients that sent no Upgrade header) and hand over the connection.
+
+        `dropped` is called in place of `callback` when the client is gone before the connection could be handed over.
+        """
+        return cls(status, headers, UpgradeBody(callback, dropped))
 
     def __repr__(self) -> str:
         return f"Response({self.status})"

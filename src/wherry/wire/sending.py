@@ -10,6 +10,7 @@ from wherry.errors import WherryError
 from wherry.wire.flow import HIGH_BYTES
 from wherry.wire.heads import fields, status_line
 from wherry.wire.http import FileBody, Request, Response, StreamBody, UpgradeBody
+from wherry.wire.streams import Stream
 
 if TYPE_CHECKING:
     from wherry.wire.connection import Connection
@@ -39,6 +40,9 @@ def _head(
     status = response.status
     announced: str | None = None
     ours = False
+    if len(items) == 1 and items[0] is JSON_FIELD:  # most answers
+        text = _JSON_TEXT
+        items = ()
     for name, value in items:
         if (low := name.lower()) in _OURS:
             ours = True
@@ -173,9 +177,9 @@ async def _send_stream(connection: "Connection", request: Request, response: Res
     if left is None and not chunked:
         request.keep_alive = False  # HTTP/1.0 knows the end by the close
     bodiless = is_bodiless(request, response)
-    head = _head(connection, request, response, left, chunked=chunked and not bodiless)
     pieces = body.pieces
     try:
+        head = _head(connection, request, response, left, chunked=chunked and not bodiless)
         if bodiless:
             await _write(connection, head)
             return
@@ -259,19 +263,12 @@ async def _send_file(connection: "Connection", request: Request, response: Respo
 
 async def _send_upgrade(connection: "Connection", request: Request, response: Response, body: UpgradeBody) -> None:
     """Write the head, hand the connection over as a raw stream, and close it when the callback is done."""
-    await connection.outflow.drain()
-    headers = response.headers
-    if response.status == 101:
-        if "connection" not in headers:
-            headers.add("Connection", "Upgrade")
-        if "upgrade" not in headers and (asked := request.headers.get("upgrade")):
-            headers.add("Upgrade", asked)
-    head = f"{status_line(response.status)}{fields(headers.items())}{connection.hub.date_line}\r\n"
-    rest = connection.take_rest()
-    connection.begun = True
-    request.keep_alive = False
-    connection.transport.write(head.encode())
-    stream = connection.become_raw(rest)
+    try:
+        stream = await _hand_over(connection, request, response)
+    except BaseException:
+        if body.dropped is not None:
+            body.dropped()
+        raise
     try:
         await body.callback(stream)
         await stream.finish(connection.hub.limits.linger_s)
@@ -281,6 +278,23 @@ async def _send_upgrade(connection: "Connection", request: Request, response: Re
         log.exception("%s: the handler of the raw stream failed", request)
     finally:
         stream.close()
+
+
+async def _hand_over(connection: "Connection", request: Request, response: Response) -> Stream:
+    await connection.outflow.drain()
+    headers = response.headers
+    if response.status == 101:
+        if "connection" not in headers:
+            headers.add("Connection", "Upgrade")
+        if "upgrade" not in headers and (asked := request.headers.get("upgrade")):
+            headers.add("Upgrade", asked)
+    date = "" if "date" in headers else connection.hub.date_line
+    head = f"{status_line(response.status)}{fields(headers.items())}{date}\r\n"
+    rest = connection.take_rest()
+    connection.begun = True
+    request.keep_alive = False
+    connection.transport.write(head.encode())
+    return connection.become_raw(rest)
 
 
 def _wants_gzip(request: Request) -> bool:

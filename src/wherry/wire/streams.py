@@ -34,6 +34,11 @@ class Stream(asyncio.Protocol):
         return self._outflow.lost or self._transport.is_closing()
 
     @property
+    def can_half_close(self) -> bool:
+        """Whether `write_eof` tells the peer anything."""
+        return not self._tls
+
+    @property
     def transport(self) -> asyncio.Transport:
         """The transport below."""
         return self._transport

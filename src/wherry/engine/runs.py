@@ -1,0 +1,293 @@
+"""One run of a container on the machine: its root mounted, its bundle written, conmon and the runtime called; undone.
+
+Nothing here knows of stages or policies (containers.py does); everything that undoes may be repeated after a kill.
+"""
+
+import asyncio
+import base64
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wherry.clock import machine
+from wherry.engine import capabilities, monitor, seccomp, users, volumes
+from wherry.engine import spec as specs
+from wherry.engine.paths import Paths
+from wherry.engine.records import ContainerRecord, SandboxRecord
+from wherry.engine.runtime import Runtime
+from wherry.engine.sandboxes import Sandboxes
+from wherry.engine.settings import EngineSettings
+from wherry.engine.snapshots import Snapshots
+from wherry.engine.types import Exit
+from wherry.errors import Broken, Invalid
+from wherry.host import cgroups, engine_calls, engine_filters, mounts, processes
+from wherry.host.processes import Identity
+from wherry.host.spawn import Child
+
+MONITOR_END_S = 5.0
+LOST_CODE = 255
+"""The exit code of a container whose end nobody has seen."""
+LOG_BYTES_WITHOUT_US = 1 << 30
+"""conmon empties a log of this size by itself: only for the time when no engine is there to rotate it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A created container: its conmon (a child of ours) and its process, which waits."""
+
+    child: Child
+    monitor: Identity
+    process: Identity
+
+
+class Runs:
+    """Makes and unmakes runs."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        runtime: Runtime,
+        groups: cgroups.Cgroups,
+        snapshots: Snapshots,
+        sandboxes: Sandboxes,
+        settings: EngineSettings,
+    ) -> None:
+        self._paths = paths
+        self.runtime = runtime
+        self._groups = groups
+        self._snapshots = snapshots
+        self._sandboxes = sandboxes
+        self._settings = settings
+        self._filters: dict[tuple[str, tuple[str, ...]], tuple[Mapping[str, Any], str]] = {}
+        self._available = _own_capabilities()
+
+    def open(self) -> None:
+        """Make the group that all conmons are in."""
+        self._groups.create("conmon")
+
+    def group(self, record: ContainerRecord, sandbox: SandboxRecord) -> str:
+        """Name a container's cgroup, relative to the engine's."""
+        return f"{self._sandboxes.cgroup(sandbox)}/{record.id}"
+
+    async def make(
+        self,
+        record: ContainerRecord,
+        sandbox: SandboxRecord,
+        image: Mapping[str, Any],
+        spawned: Callable[[Identity], None],
+    ) -> Made:
+        """Create a container, its process waiting for `runtime.start`; `spawned` is told of conmon before it goes on.
+
+        Raises CommandFailed, Invalid or Broken; what is left then is for `clear`.
+        """
+        bundle = self._paths.bundle(record.id)
+        bundle.mkdir(mode=0o700, exist_ok=True)
+        (self._paths.exits / record.id).unlink(missing_ok=True)
+        for mount in record.spec.mounts:
+            if mount.kind == "bind" and not os.path.exists(mount.source):
+                raise Invalid(f"container {record.name}: bind source {mount.source!r} does not exist on this machine")
+        self._snapshots.mount(record.id, record.layers)
+        document = self._document(record, sandbox, image)
+        (bundle / "config.json").write_bytes(msgspec.json.encode(document))
+        argv = self._monitor_argv(record, bundle)
+        waiting = await monitor.spawn(self.runtime, argv, bundle, lambda pid: self._groups.enter("conmon", pid))
+        try:
+            spawned(waiting.identity)
+            pid = await waiting.go(f"container {record.name}", self._settings.create_timeout_s)
+            process = processes.identify(pid)
+            if process is None:
+                raise Broken(f"container {record.name}: its process ended before it was started")
+        except BaseException:
+            waiting.close()
+            with suppress(Broken):
+                await asyncio.shield(waiting.child.end())
+            waiting.child.close()
+            raise
+        return Made(waiting.child, waiting.identity, process)
+
+    async def clear(self, record: ContainerRecord, sandbox: SandboxRecord | None) -> None:
+        """Take away a run: conmon (its exit file is there, or it is not wanted), runtime state, cgroup, mount, bundle."""
+        if record.monitor is not None and not await processes.wait_exit(
+            record.monitor, timeout_s=MONITOR_END_S if self.has_exit(record.id) else 0.0
+        ):
+            await processes.end(record.monitor, grace_s=0.0)
+        group = self.group(record, sandbox) if sandbox is not None else ""
+        try:
+            await self.runtime.delete(record.id)
+        except Broken:
+            if group:
+                await asyncio.to_thread(self._groups.kill, group)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.runtime.state / record.id)
+        if group:
+            await asyncio.to_thread(self._remove_group, group)
+        await self.clear_bundle(record.id)
+
+    async def clear_bundle(self, id: str) -> None:
+        """Take away a run's mount, bundle and exit file; nothing if they are not there."""
+        bundle = self._paths.bundle(id)
+        mounts.unmount(str(bundle / "rootfs"))
+        with suppress(FileNotFoundError):
+            await asyncio.to_thread(shutil.rmtree, bundle)
+        (self._paths.exits / id).unlink(missing_ok=True)
+
+    def has_exit(self, id: str) -> bool:
+        """Say whether conmon has written down how the container ended."""
+        return (self._paths.exits / id).exists()
+
+    def read_exit(self, record: ContainerRecord, sandbox: SandboxRecord | None) -> Exit | None:
+        """Read how it ended, from conmon's exit file and the OOM killer's counter; None when there is no file."""
+        path = self._paths.exits / record.id
+        try:
+            text = path.read_text(encoding="ascii", errors="replace").strip()
+            when = path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        code = int(text) if text.lstrip("-").isdigit() else LOST_CODE
+        code = code if 0 <= code <= LOST_CODE else LOST_CODE
+        return Exit(code, when, oom=code != 0 and self._was_oom(record, sandbox))
+
+    def lost_exit(self, record: ContainerRecord, sandbox: SandboxRecord | None, why: str) -> Exit:
+        """Say how it ended when nobody saw it."""
+        return Exit(LOST_CODE, machine.now(), oom=self._was_oom(record, sandbox), error=why)
+
+    async def kill_all(self, record: ContainerRecord, sandbox: SandboxRecord) -> None:
+        """SIGKILL everything in the container's cgroup."""
+        await asyncio.to_thread(self._groups.kill, self.group(record, sandbox))
+
+    def usage(self, record: ContainerRecord, sandbox: SandboxRecord) -> cgroups.Usage:
+        """Read what it uses."""
+        return self._groups.usage(self.group(record, sandbox))
+
+    def process_document(self, id: str) -> Mapping[str, Any]:
+        """Read `process` of the running container's runtime-spec."""
+        return msgspec.json.decode((self._paths.bundle(id) / "config.json").read_bytes())["process"]
+
+    def _was_oom(self, record: ContainerRecord, sandbox: SandboxRecord | None) -> bool:
+        if (self._paths.bundle(record.id) / "oom").exists():
+            return True
+        return sandbox is not None and self.usage(record, sandbox).oom_kills > 0
+
+    def _remove_group(self, group: str) -> None:
+        try:
+            self._groups.remove(group)
+        except Broken:
+            self._groups.kill(group)
+            self._groups.remove(group)
+
+    def _monitor_argv(self, record: ContainerRecord, bundle: Path) -> list[str]:
+        log = "none"
+        spec = record.spec
+        if spec.log_driver == "cri":
+            Path(record.log_path).parent.mkdir(parents=True, exist_ok=True)
+            log = f"k8s-file:{record.log_path}"
+        budget = spec.log_max_bytes * max(1, spec.log_max_files)
+        argv = self.runtime.monitor_argv(
+            record.id,
+            bundle,
+            self._paths.exits,
+            log=log,
+            log_max_bytes=max(LOG_BYTES_WITHOUT_US, 4 * budget) if budget > 0 else 0,
+        )
+        if spec.tty:
+            argv.append("--terminal")
+        if spec.stdin:
+            argv.append("--stdin")
+            if not spec.stdin_once:
+                argv.append("--leave-stdin-open")
+        return argv
+
+    def _document(
+        self, record: ContainerRecord, sandbox: SandboxRecord, image: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        spec = record.spec
+        root = self._paths.bundle(record.id) / "rootfs"
+        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            user = users.look_up(fd, specs.user_of(spec, image), spec.groups)
+            try:
+                engine_calls.make_directories(fd, specs.working_directory(spec, image))
+            except OSError as error:
+                where = specs.working_directory(spec, image)
+                raise Invalid(f"container {record.name}: working directory {where!r}: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        held = capabilities.choose(
+            spec.cap_add, spec.cap_drop, privileged=spec.privileged, available=self._available
+        )
+        rules, filter_text = self._seccomp(record, held)
+        fresh = ["pid", "mount"] if not sandbox.spec.host_pid else ["mount"]
+        if self._groups.version == 2:
+            fresh.append("cgroup")
+        place = specs.Place(
+            root=str(root),
+            user=user,
+            cgroup=self._groups.runtime_path(self.group(record, sandbox)),
+            hostname=sandbox.spec.hostname,
+            namespaces=self._sandboxes.namespaces(sandbox),
+            fresh=fresh,
+            files=self._sandboxes.files(sandbox),
+            shm=self._sandboxes.shm(sandbox) or "/dev/shm",
+            volumes={
+                mount.source: str(volumes.path_of(self._paths, mount.source))
+                for mount in spec.mounts
+                if mount.kind == "volume"
+            },
+            capabilities=held,
+            seccomp=rules,
+            seccomp_filter=filter_text,
+            devices=host_devices() if spec.privileged else (),
+        )
+        return specs.make(spec, image, place)
+
+    def _seccomp(self, record: ContainerRecord, held: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
+        """Return the rules and, for crun, the compiled filter; both are made once for each set of capabilities."""
+        text = record.spec.seccomp or "default"
+        if record.spec.privileged or text == "unconfined":
+            return None, ""
+        key = (text, held)
+        found = self._filters.get(key)
+        if found is None:
+            is_default = text == "default"
+            profile = seccomp.load() if is_default else seccomp.parse(text)
+            rules = seccomp.rules(profile, capabilities=held, machine=os.uname().machine, narrow=is_default)
+            program = engine_filters.compile_filter(rules) if self.runtime.tool.name == "crun" else None
+            found = (rules, base64.b64encode(program).decode() if program else "")
+            if len(self._filters) >= 64:
+                self._filters.clear()
+            self._filters[key] = found
+        return found
+
+
+def host_devices() -> Sequence[specs.Device]:
+    """List the machine's device nodes, for a privileged container; terminals and shared memory are its own."""
+    found: list[specs.Device] = []
+    for folder, folders, names in os.walk("/dev"):
+        folders[:] = [name for name in folders if name not in ("pts", "shm", "mqueue", "fd", "hugepages")]
+        for name in names:
+            path = f"{folder}/{name}"
+            try:
+                seen = os.lstat(path)
+            except FileNotFoundError:
+                continue
+            if path in ("/dev/console", "/dev/ptmx", "/dev/tty"):
+                continue
+            if stat.S_ISCHR(seen.st_mode) or stat.S_ISBLK(seen.st_mode):
+                kind = "c" if stat.S_ISCHR(seen.st_mode) else "b"
+                major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+                found.append(specs.Device(path, kind, major, minor, stat.S_IMODE(seen.st_mode)))
+    return found
+
+
+def _own_capabilities() -> frozenset[str]:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            return capabilities.decode(int(line.split()[1], 16))
+    raise Broken("/proc/self/status has no CapBnd")

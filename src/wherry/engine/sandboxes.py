@@ -1,0 +1,281 @@
+"""Sandboxes: namespaces pinned by mounts, an address, files for /etc, a cgroup. No process holds them.
+
+A row with `ready` false is written first, and again with true when everything is made; what a kill leaves between the
+two is taken away, and made again, by the next `ensure`. Everything here may be repeated.
+"""
+
+import asyncio
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from wherry.clock import machine
+from wherry.engine.events import Events
+from wherry.engine.paths import Paths
+from wherry.engine.records import Records, SandboxRecord
+from wherry.engine.settings import EngineSettings
+from wherry.engine.spec import DEFAULT_SHM_BYTES
+from wherry.engine.types import Dns, Limits, Sandbox, SandboxSpec
+from wherry.errors import Conflict, Invalid, NotFound, Unsupported
+from wherry.host import cgroups, mounts, namespaces, processes
+from wherry.network.types import PodNetwork
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?|")
+_ALLOWED_SYSCTLS = re.compile(r"net\..+|kernel\.(shm\w+|msg\w+|sem)|fs\.mqueue\..+")
+
+
+class Sandboxes:
+    """The sandboxes of one engine, by id."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        records: Records,
+        groups: cgroups.Cgroups,
+        network: PodNetwork,
+        events: Events,
+        settings: EngineSettings,
+    ) -> None:
+        self._paths = paths
+        self._records = records
+        self._groups = groups
+        self._network = network
+        self._events = events
+        self._arrow = settings.arrow
+        self._rows: dict[str, SandboxRecord] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._boot_id = processes.boot_id()
+
+    def open(self) -> None:
+        """Read the rows; a sandbox of another boot, or with a pin missing, is not ready any more."""
+        for record in self._records.sandboxes():
+            whole = record.boot_id == self._boot_id and all(
+                namespaces.is_pinned(str(self._pins(record.id) / kind)) for kind in kinds_of(record.spec)
+            )
+            if record.ready and not whole:
+                record = replace(record, ready=False)
+                self._records.put_sandbox(record)
+            self._rows[record.id] = record
+
+    def strays(self) -> Sequence[str]:
+        """List directories of sandboxes that have no row."""
+        directory = self._paths.run / "sandboxes"
+        return [path.name for path in directory.iterdir() if path.name not in self._rows]
+
+    def unfinished(self) -> Sequence[str]:
+        """List the sandboxes whose removal a kill cut short."""
+        return [record.id for record in self._rows.values() if record.removing]
+
+    def find(self, id: str) -> Sandbox:
+        """Find one. Raises NotFound."""
+        return _sandbox(self.row(id), self._paths)
+
+    def row(self, id: str) -> SandboxRecord:
+        """Find a row. Raises NotFound."""
+        record = self._rows.get(id)
+        if record is None or record.removing:
+            raise NotFound(f"sandbox {id}: there is none")
+        return record
+
+    def list(self) -> Sequence[Sandbox]:
+        """List them, oldest first."""
+        return [_sandbox(record, self._paths) for record in self._rows.values() if not record.removing]
+
+    async def ensure(self, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox, or what is missing of it; return it at once when it is ready. Raises Invalid, Broken."""
+        check(spec)
+        async with self._lock(spec.id):
+            record = self._rows.get(spec.id)
+            if record is not None and record.removing:
+                raise Conflict(f"sandbox {spec.id}: it is being removed")
+            if record is not None and record.ready:
+                return _sandbox(record, self._paths)
+            is_new = record is None
+            record = record or SandboxRecord(spec.id, spec, machine.now())
+            self._put(replace(record, boot_id=self._boot_id))
+            self._arrow("sandbox:intent")
+            try:
+                address = await self._make(record.spec)
+            except BaseException:
+                await asyncio.shield(self._unmake(record))
+                if is_new:
+                    self._drop(record.id)
+                raise
+            record = replace(record, ready=True, address=address, boot_id=self._boot_id)
+            self._arrow("sandbox:made")
+            self._put(record)
+        if is_new:
+            self._events.tell("sandbox", "create", spec.id, spec.labels)
+        return _sandbox(record, self._paths)
+
+    async def remove(self, id: str) -> None:
+        """Take everything of a sandbox away (its containers are gone before); nothing if it is not there."""
+        async with self._lock(id):
+            record = self._rows.get(id)
+            if record is None:
+                return
+            self._put(replace(record, removing=True))
+            self._arrow("sandbox:removing")
+            await self._unmake(record)
+            self._drop(id)
+        self._locks.pop(id, None)
+        self._events.tell("sandbox", "destroy", id, record.spec.labels)
+
+    async def clear_stray(self, id: str) -> None:
+        """Take away what is left of a sandbox without a row."""
+        await self._network.detach(id)
+        await asyncio.to_thread(self._clear_directory, id)
+
+    def cgroup(self, record: SandboxRecord) -> str:
+        """Name a sandbox's group, relative to the engine's."""
+        return record.spec.cgroup or f"sandboxes/{record.id}"
+
+    def namespaces(self, record: SandboxRecord) -> dict[str, str]:
+        """Name the pinned namespaces, by the OCI's kinds."""
+        oci = {"net": "network", "ipc": "ipc", "uts": "uts"}
+        return {oci[kind]: str(self._pins(record.id) / kind) for kind in kinds_of(record.spec)}
+
+    def files(self, record: SandboxRecord) -> dict[str, str]:
+        """Name the files that containers see below /etc, by their place there."""
+        directory = self._paths.sandbox(record.id)
+        return {f"/etc/{name}": str(directory / name) for name in ("hosts", "hostname", "resolv.conf")}
+
+    def shm(self, record: SandboxRecord) -> str:
+        """Name the shared memory of the sandbox's containers; "" when it is the machine's."""
+        return "" if record.spec.host_ipc else str(self._paths.sandbox(record.id) / "shm")
+
+    async def _make(self, spec: SandboxSpec) -> str:
+        directory = self._paths.sandbox(spec.id)
+        directory.mkdir(mode=0o755, exist_ok=True)
+        self._groups.create(self._cgroup_of(spec), _limits(spec.limits))
+        if kinds := kinds_of(spec):
+            await namespaces.create_async(
+                str(self._pins(spec.id)), kinds, hostname=spec.hostname, sysctls=spec.sysctls
+            )
+        self._arrow("sandbox:namespaces")
+        address = ""
+        if spec.network == "pod":
+            address = (await self._network.attach(spec.id, str(self._pins(spec.id) / "net"))).address
+        if not spec.host_ipc:
+            shm = directory / "shm"
+            shm.mkdir(mode=0o1777, exist_ok=True)
+            if not mounts.is_mounted(str(shm)):
+                flags = mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC
+                mounts.tmpfs(str(shm), size_bytes=DEFAULT_SHM_BYTES, mode=0o1777, flags=flags)
+        gateway = self._network.gateway if spec.network == "pod" else ""
+        (directory / "hostname").write_text(f"{spec.hostname}\n")
+        (directory / "hosts").write_text(hosts_file(spec, address))
+        (directory / "resolv.conf").write_text(resolv_conf(spec.dns, gateway, _host_resolv_conf()))
+        return address
+
+    async def _unmake(self, record: SandboxRecord) -> None:
+        """Undo `_make`, whatever of it was done. Raises Broken; it can then be done again."""
+        if record.spec.network == "pod":
+            await self._network.detach(record.id)
+        await asyncio.to_thread(self._clear_directory, record.id)
+        group = self._cgroup_of(record.spec)
+        await asyncio.to_thread(self._groups.kill, group)
+        await asyncio.to_thread(self._groups.remove, group)
+
+    def _clear_directory(self, id: str) -> None:
+        directory = self._paths.sandbox(id)
+        namespaces.remove(str(self._pins(id)))
+        mounts.unmount(str(directory / "shm"))
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+
+    def _cgroup_of(self, spec: SandboxSpec) -> str:
+        return spec.cgroup or f"sandboxes/{spec.id}"
+
+    def _pins(self, id: str) -> Path:
+        return self._paths.sandbox(id) / "ns"
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._locks.setdefault(id, asyncio.Lock())
+
+    def _put(self, record: SandboxRecord) -> None:
+        self._records.put_sandbox(record)
+        self._rows[record.id] = record
+
+    def _drop(self, id: str) -> None:
+        self._records.drop_sandbox(id)
+        self._rows.pop(id, None)
+
+
+def check(spec: SandboxSpec) -> None:
+    """Refuse what cannot be. Raises Invalid, Unsupported."""
+    if _ID.fullmatch(spec.id) is None:
+        raise Invalid(f"sandbox id {spec.id!r}: letters, digits, '_', '.' and '-', at most 128")
+    if spec.network not in ("pod", "host", "none"):
+        raise Invalid(f"sandbox {spec.id}: network {spec.network!r}: use pod, host or none")
+    if _HOSTNAME.fullmatch(spec.hostname) is None:
+        raise Invalid(f"sandbox {spec.id}: hostname {spec.hostname!r}: up to 64 letters, digits, '-' and '.'")
+    for name in spec.sysctls:
+        if _ALLOWED_SYSCTLS.fullmatch(name) is None:
+            raise Invalid(f"sandbox {spec.id}: sysctl {name} is not of a namespace: only net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*")
+        if name.startswith("net.") and spec.network == "host":
+            raise Invalid(f"sandbox {spec.id}: sysctl {name} would be the machine's, since the network is")
+    if spec.share_pid:
+        raise Unsupported(f"sandbox {spec.id}: one PID namespace for all containers is not supported yet")
+
+
+def kinds_of(spec: SandboxSpec) -> list[str]:
+    """Say which namespaces a sandbox pins."""
+    kinds = ["net"] if spec.network != "host" else []
+    kinds += [] if spec.host_ipc else ["ipc"]
+    return kinds + (["uts"] if spec.hostname else [])
+
+
+def hosts_file(spec: SandboxSpec, address: str) -> str:
+    """Write /etc/hosts: `spec.hosts` is address by name. Pure."""
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::0\tip6-localnet"]
+    lines += ["ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"]
+    if spec.hostname:
+        lines.append(f"{address or '127.0.1.1'}\t{spec.hostname}")
+    lines += [f"{host}\t{name}" for name, host in spec.hosts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def resolv_conf(dns: Dns, gateway: str, host: str = "") -> str:
+    """Write /etc/resolv.conf: the servers named, else `gateway`, else what the machine itself uses. Pure."""
+    servers = list(dns.servers) or ([gateway] if gateway else [])
+    lines = [f"nameserver {server}" for server in servers]
+    if not servers:
+        lines += [line for line in host.splitlines() if not dns.searches or not line.startswith("search")]
+    if dns.searches:
+        lines.append(f"search {' '.join(dns.searches)}")
+    if dns.options:
+        lines.append(f"options {' '.join(dns.options)}")
+    return "\n".join(lines) + "\n"
+
+
+def _host_resolv_conf() -> str:
+    with suppress(OSError):
+        return Path("/etc/resolv.conf").read_text(errors="replace")
+    return ""
+
+
+def _limits(limits: Limits) -> cgroups.Limits | None:
+    if limits == Limits():
+        return None
+    return cgroups.Limits(
+        cpu_quota_us=limits.cpu_quota_us,
+        cpu_period_us=limits.cpu_period_us,
+        cpu_shares=limits.cpu_shares,
+        memory_bytes=limits.memory_bytes,
+        memory_swap_bytes=limits.memory_swap_bytes,
+        pids=limits.pids,
+        cpuset_cpus=limits.cpuset_cpus,
+    )
+
+
+def _sandbox(record: SandboxRecord, paths: Paths) -> Sandbox:
+    netns = str(paths.sandbox(record.id) / "ns" / "net") if record.spec.network != "host" else ""
+    return Sandbox(record.id, record.spec, netns, record.address, record.created, record.ready)

@@ -1,0 +1,199 @@
+"""The service table of one node in the kernel: kept equal to what it is told, element by element, and repaired."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from wherry.errors import Broken
+from wherry.host import conntrack
+from wherry.host.nftables import Nft
+from wherry.network import flat
+from wherry.network.flat import Elements, Plan
+from wherry.network.guard import Guard
+from wherry.network.ranges import Ranges
+from wherry.network.types import Service
+
+log = logging.getLogger(__name__)
+_UDP = 17
+
+
+class NftServices:
+    """`types.Services` by nftables. The first `sync` takes up a table of before, with its open sessions, if it fits.
+
+    Connections that stand live on when their backend leaves; only UDP flows to it are forgotten, since they have no end.
+    """
+
+    def __init__(self, instance: str, node: Ranges, nft: Nft, guard: Guard) -> None:
+        self.refused: Mapping[str, str] = {}
+        self._table, self._ranges = table_name(instance), node
+        self._nft, self._guard = nft, guard
+        self._plan = Plan()
+        self._is_made = False
+        self._lock = asyncio.Lock()
+
+    async def sync(self, services: Sequence[Service]) -> None:
+        """See Services. What cannot be served is left out, logged once and kept in `refused`."""
+        async with self._lock:
+            if not self._is_made:
+                await self._make()
+            target = flat.plan(services, self._plan)
+            commands = flat.changes(self._table, self._plan.elements, target.elements, self._plan.chains, target.chains)
+            if commands:
+                try:
+                    async with self._guard.own_change():
+                        await self._nft.run(commands)
+                except Broken:
+                    if not await self._differs():  # nft itself is at fault, not somebody else's change
+                        raise
+                    log.warning("%s was changed by somebody else: it is written anew", self._table)
+                    await self._write_anew(target)
+            gone = lost_udp(self._plan.elements, target.elements)
+            self._plan = target
+            self._tell(target.refused)
+            if gone:
+                await self._nft.call(lambda: conntrack.forget(lambda flow: _is_lost(flow, gone)))
+
+    async def close(self, *, remove: bool = False) -> None:
+        """Stop looking after the table; with `remove` take it away."""
+        self._guard.drop("services")
+        if remove:
+            async with self._lock:
+                await self._nft.run(f"add table ip {self._table}\ndelete table ip {self._table}")
+                self._plan, self._is_made = Plan(), False
+
+    async def read(self) -> Elements:
+        """Read back what the kernel has; empty when the table is not there."""
+        return elements_of(await self._items())
+
+    async def _make(self) -> None:
+        """Take up the table of before, if it was made by this version for these ranges; else make an empty one."""
+        items = await self._items()
+        found = elements_of(items)
+        taken_up = Plan(found, slots_of(found))
+        if self._is_whole(items, taken_up):
+            self._plan = taken_up
+        else:
+            await self._nft.run(flat.frame(self._table, self._ranges))
+            self._plan = Plan()
+        self._is_made = True
+        self._guard.add("services", self._check)
+
+    async def _check(self) -> bool:
+        async with self._lock:
+            if not self._is_made or not await self._differs():
+                return False
+            await self._write_anew(self._plan)
+            return True
+
+    async def _differs(self) -> bool:
+        items = await self._items()
+        found = elements_of(items)
+        same = all(found.get(name, {}) == wanted for name, wanted in self._plan.elements.items())
+        return not same or not self._is_whole(items, self._plan)
+
+    def _is_whole(self, items: Sequence[Mapping[str, Any]], held: Plan) -> bool:
+        chains = {item["chain"]["name"] for item in items if "chain" in item}
+        rules = sum("rule" in item for item in items)
+        expected = flat.rule_count(self._ranges) + sum(len(flat.chain_rules(chain)) for chain in held.chains)
+        return flat.frame_mark(self._ranges) in chains and held.chains <= chains and rules == expected
+
+    async def _write_anew(self, target: Plan) -> None:
+        fill = flat.changes(self._table, Plan().elements, target.elements, set(), target.chains)
+        await self._nft.run(f"{flat.frame(self._table, self._ranges)}\n{fill}")
+
+    async def _items(self) -> list[Mapping[str, Any]]:
+        try:
+            return await self._nft.read(f"list table ip {self._table}")
+        except Broken as error:
+            if "No such file or directory" in error.message:
+                return []
+            raise
+
+    def _tell(self, refused: Mapping[str, str]) -> None:
+        for key, reason in refused.items():
+            if self.refused.get(key) != reason:
+                log.warning("%s is not served: %s", key, reason)
+        self.refused = dict(refused)
+
+
+def table_name(instance: str) -> str:
+    """Name the table for services."""
+    return f"wherry-{instance}"
+
+
+def elements_of(items: Iterable[Mapping[str, Any]]) -> Elements:
+    """Read the elements out of nft's JSON list of a table."""
+    found: dict[str, dict[str, str]] = {}
+    for item in items:
+        held = item.get("map") or item.get("set")
+        if held is None or held["name"] not in flat.MAPS:
+            continue
+        pairs: dict[str, str] = {}
+        for element in held.get("elem", ()):
+            if isinstance(element, list):
+                pairs[_text(element[0])] = _text(element[1])
+            else:
+                pairs[_text(element)] = ""
+        found[held["name"]] = pairs
+    return found
+
+
+def slots_of(elements: Elements) -> dict[str, tuple[str, ...]]:
+    """Find each key's backends in the order of their slots, as `Plan.slots` has them."""
+    found: dict[str, dict[int, str]] = {}
+    for kind in ("", "node_"):
+        by_id = elements.get(f"{kind}backends", {})
+        for name in ("pick", "backends"):
+            for key, value in elements.get(f"{kind}{name}", {}).items():
+                base, _, number = key.rpartition(" . ")
+                place = _number(number)
+                if place < 0x8000_0000:
+                    backend = by_id.get(f"{base} . {value}", "") if name == "pick" else value
+                    found.setdefault(kind + base, {})[place] = backend
+    return {key: tuple(places[place] for place in sorted(places)) for key, places in found.items()}
+
+
+def lost_udp(old: Elements, new: Elements) -> set[tuple[str, str]]:
+    """Say which (service address and port, backend) pairs of UDP are no more; the address of a node port is ""."""
+
+    def pairs(elements: Elements) -> set[tuple[str, str]]:
+        found: set[tuple[str, str]] = set()
+        for kind in ("", "node_"):
+            for key, backend in elements.get(f"{kind}backends", {}).items():
+                words = key.split(" . ")
+                if "udp" in words:
+                    place = words.index("udp")
+                    found.add((f"{words[0] if place else ''}:{words[place + 1]}", backend))
+        return found
+
+    return pairs(old) - pairs(new)
+
+
+def _is_lost(flow: conntrack.Flow, gone: set[tuple[str, str]]) -> bool:
+    if flow.protocol != _UDP:
+        return False
+    backend = f"{flow.answerer[0]} . {flow.answerer[1]}"
+    return (f"{flow.target[0]}:{flow.target[1]}", backend) in gone or (f":{flow.target[1]}", backend) in gone
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        if "concat" in value:
+            return " . ".join(_text(part) for part in value["concat"])
+        if "goto" in value:
+            return f"goto {value['goto']['target']}"
+        if "elem" in value:
+            return _text(value["elem"]["val"])
+    if value in (6, "6"):
+        return "tcp"
+    if value in (17, "17"):
+        return "udp"
+    return str(value)
+
+
+def _number(text: str) -> int:
+    if text == "none":
+        return 0
+    high, _, low = text.partition(":")
+    return int(high or "0", 16) << 16 | int(low or "0", 16)
