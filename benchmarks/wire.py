@@ -68,9 +68,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     cert_path, key_path = folder / "cert.pem", folder / "key.pem"
     cert_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     key_path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return cert_path, key_path
 
@@ -224,7 +222,9 @@ class Child:
         await self.process.wait()
 
 
-async def round_of(kind: str, transport: str, folder: Path, connections: int, seconds: float) -> tuple[float, float, int]:
+async def round_of(
+    kind: str, transport: str, folder: Path, connections: int, seconds: float
+) -> tuple[float, float, int]:
     """Measure once: answers per second, CPU us per answer, KiB resident."""
     server = await Child.start("serve", kind, transport, str(folder))
     where = await server.line()
@@ -254,7 +254,9 @@ async def measure(seconds: float, rounds: int, connections: int) -> None:
                     costs[key] = min(cost, costs.get(key, 1e9))
                     memory[key] = max(resident, memory.get(key, 0))
     print(f"GET of {len(BODY)} bytes, {connections} kept connections, best of {rounds} rounds of {seconds:g} s")
-    print(f"{'':6}{'floor req/s':>12}{'wherry req/s':>14}{'floor us':>10}{'wherry us':>11}{'ratio':>7}{'over us':>9}{'MiB':>6}")
+    print(
+        f"{'':6}{'floor req/s':>12}{'wherry req/s':>14}{'floor us':>10}{'wherry us':>11}{'ratio':>7}{'over us':>9}{'MiB':>6}"
+    )
     for transport in TRANSPORTS:
         floor, ours = costs[transport, "floor"], costs[transport, "wherry"]
         print(

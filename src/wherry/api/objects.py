@@ -19,7 +19,7 @@ from wherry.api.shown import at_rest, shown, shown_dict
 from wherry.api.target import Target
 from wherry.errors import AlreadyExists, BadRequest, Conflict, Unsupported, UnsupportedMediaType
 from wherry.model import admit, patches
-from wherry.model.kinds import SERVICES, Kind
+from wherry.model.kinds import Kind
 from wherry.model.users import User
 from wherry.store.protocol import Note
 from wherry.wire.http import Request, Response
@@ -91,7 +91,7 @@ async def _create_once(
     await core.cache.present()
     strategy.begin(kind, obj, core.clock.now())
     admission.mutate(call)
-    if kind == SERVICES:  # its address must be taken before the next one is chosen
+    if admission.needs_lock(call):
         async with core.allocating:
             return await _insert(core, call)
     return await _insert(core, call)
@@ -232,7 +232,7 @@ async def _update_once(
     )
     strategy.carry(kind, obj, old, target.subresource)
     admission.mutate(call)
-    if kind == SERVICES and not target.subresource:
+    if admission.needs_lock(call):
         async with core.allocating:
             return await _replace(core, call, item)
     return await _replace(core, call, item)

@@ -200,6 +200,11 @@ CONTROLLERS: Mapping[str, Sequence[Rule]] = {
         _rule("", "pods/status", ("patch",)),
         _rule("", "nodes", _READ),
     ),
+    "taint-eviction-controller": (
+        _rule("", "pods", ("delete", *_READ)),
+        _rule("", "pods/status", ("patch",)),
+        _rule("", "nodes", _READ),
+    ),
     "node-controller": (
         _rule("", "nodes", ("delete", *_READ, "patch", "update")),
         _rule("", "nodes/status", _STATUS),

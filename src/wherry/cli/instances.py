@@ -45,9 +45,9 @@ ENV = Spec(
 )
 NODE = Spec(
     "node",
-    "Add or remove a node of this machine. A removed node's pods are moved first: drain it with kubectl.",
-    "add NAME [--simulated] | remove NAME | list",
-    (ROOT, Option("simulated", "a node whose pods only seem to run", shape="flag")),
+    "Add, remove or kill a node of this machine. Drain it with kubectl before it is removed; kill is for trying a loss.",
+    "add NAME | remove NAME | kill NAME | list",
+    (ROOT,),
     least=1,
     most=2,
 )
@@ -152,12 +152,10 @@ def node_command(argv: Sequence[str]) -> int:
         for node in instance.load().nodes:
             sys.stdout.write(f"{node.name}\t{'real' if node.real else 'simulated'}\t{node.pod_cidr}\n")
         return 0
-    if verb not in ("add", "remove") or not name:
+    verbs = {"add": up.add_node, "remove": up.remove_node, "kill": up.kill_node}
+    if verb not in verbs or not name:
         raise Usage("node", f"usage: wherry node {NODE.usage}")
-    if verb == "add":
-        up.add_node(instance, name, simulated=args.flag("simulated"), say=say)
-    else:
-        up.remove_node(instance, name, say=say)
+    verbs[verb](instance, name, say=say)
     return 0
 
 

@@ -287,15 +287,13 @@ def stay(started: Started, say: Say) -> int:
         return 1 if left else 0
 
 
-def add_node(instance: Instance, name: str, *, simulated: bool, say: Say) -> None:
+def add_node(instance: Instance, name: str, *, say: Say) -> None:
     """Add a node to a running instance and wait until it is ready. Raises AlreadyExists, NotFound when it is not up."""
     lock = instance.lock()
     try:
         plan = instance.load()
         if any(node.name == name for node in plan.nodes):
             raise AlreadyExists(f"node {name} is already there")
-        if simulated:
-            raise Invalid("simulated nodes live in the server's process: `wherry down`, then `wherry up --simulated N`")
         ask(instance.warden_socket, {"op": "status"})
         node = plan_node(instance, plan, plan.nodes, name, simulated=False)
         grown = msgspec.structs.replace(plan, nodes=(*plan.nodes, node))
@@ -330,3 +328,14 @@ def remove_node(instance: Instance, name: str, *, say: Say) -> None:
         say(f"node {name} is gone")
     finally:
         os.close(lock)
+
+
+def kill_node(instance: Instance, name: str, *, say: Say) -> None:
+    """Kill a node as a power cut would: every process in its cgroup and its links at once; nothing is told to the cluster."""
+    plan = instance.load()
+    node = next((each for each in plan.nodes if each.name == name and each.real), None)
+    if node is None:
+        raise NotFound(f"no real node {name}; there are {', '.join(each.name for each in plan.nodes if each.real)}")
+    ask(instance.warden_socket, {"op": "kill", "name": name, "all": True, "forever": True})
+    asyncio.run(networks.cut(instance, plan, node))
+    say(f"node {name} is dead: its processes and links are gone; `wherry node remove {name}` clears it away")

@@ -1,8 +1,9 @@
-"""Linux capabilities of a container: Docker's default set, and what a spec adds to it or takes away. Pure."""
+"""Linux capabilities of a container: Docker's default set, and what a spec adds to it or takes away."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
-from wherry.errors import Invalid
+from wherry.errors import Broken, Invalid
 
 ALL = (
     "CAP_CHOWN",
@@ -75,11 +76,19 @@ def decode(mask: int) -> frozenset[str]:
     return frozenset(name for bit, name in enumerate(ALL) if mask >> bit & 1)
 
 
+def own() -> frozenset[str]:
+    """Say what this process could give at most: its bounding set."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            return decode(int(line.split()[1], 16))
+    raise Broken("/proc/self/status has no CapBnd")
+
+
 def choose(add: Sequence[str], drop: Sequence[str], *, privileged: bool, available: Collection[str]) -> tuple[str, ...]:
     """Say which capabilities a container gets, in the kernel's order.
 
     Names with or without `CAP_`, in any case, and `ALL`; what is named singly wins over `ALL` on the other list. Nothing
-    that the engine itself lacks (`available`) can be given; one asked for by name is then refused. Raises Invalid.
+    that the engine itself lacks (`available`) can be given; one asked for by name is then refused. Pure. Raises Invalid.
     """
     if privileged:
         return tuple(name for name in ALL if name in available)

@@ -108,7 +108,7 @@ class Records:
         try:
             self._db.execute(
                 "INSERT INTO containers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET name=excluded.name, body=excluded.body",
-                (record.id, record.name, self._encoder.encode(record)),
+                (record.id, record.name or None, self._encoder.encode(record)),
             )
         except sqlite3.IntegrityError:
             raise AlreadyExists(f"container name {record.name!r} is taken: remove that container, or use another name") from None

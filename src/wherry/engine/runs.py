@@ -66,7 +66,7 @@ class Runs:
         self._sandboxes = sandboxes
         self._settings = settings
         self._filters: dict[tuple[str, tuple[str, ...]], tuple[Mapping[str, Any], str]] = {}
-        self._available = _own_capabilities()
+        self._available = capabilities.own()
 
     def open(self) -> None:
         """Make the group that all conmons are in."""
@@ -284,10 +284,3 @@ def host_devices() -> Sequence[specs.Device]:
                 major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
                 found.append(specs.Device(path, kind, major, minor, stat.S_IMODE(seen.st_mode)))
     return found
-
-
-def _own_capabilities() -> frozenset[str]:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapBnd:"):
-            return capabilities.decode(int(line.split()[1], 16))
-    raise Broken("/proc/self/status has no CapBnd")

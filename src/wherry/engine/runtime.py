@@ -72,13 +72,25 @@ class Runtime:
         return found[1].decode() if done.code == 0 and found else ""
 
     async def exec(
-        self, id: str, process: Path, *, stdin: int | None, stdout: int | None, stderr: int | None, console: str = ""
+        self,
+        id: str,
+        process: Path,
+        pid_file: Path,
+        log: Path,
+        *,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        console: str = "",
     ) -> Child:
         """Run the process of the file `process` in a container; the child lives as long as it and has its exit code.
 
-        With `console`, a unix socket, the terminal's master comes over it and the streams are only for errors.
+        `pid_file` is written when it runs; what the runtime itself has to say goes to `log`, not to stderr. With
+        `console`, a unix socket, the terminal's master comes over it.
         """
-        argv = [*self._argv("exec"), "--process", str(process)]
+        to = f"file:{log}" if self.tool.name == "crun" else str(log)
+        argv = [self.tool.path, "--root", str(self.state), "--log", to, "exec"]
+        argv += ["--process", str(process), "--pid-file", str(pid_file)]
         if console:
             argv += ["--tty", "--console-socket", console]
         return await self.spawner.start(

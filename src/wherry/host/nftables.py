@@ -20,7 +20,7 @@ from wherry.host import kernel
 
 T = TypeVar("T")
 _LIBRARY = "libnftables.so.1"
-_JSON, _NUMERIC_PROTOCOL = 1 << 4, 1 << 7
+_JSON, _NUMERIC_PROTOCOL, _TERSE = 1 << 4, 1 << 7, 1 << 11
 _NETLINK_NETFILTER = 12
 _NFT_GETGEN, _REQUEST = (10 << 8) | 16, 1
 _GENERATION_ID = 1
@@ -59,6 +59,10 @@ class Nft:
         text = await self.call(lambda: self._run(command, _JSON | _NUMERIC_PROTOCOL))
         items: Sequence[Mapping[str, Any]] = orjson.loads(text or b'{"nftables":[]}')["nftables"]
         return [item for item in items if "metainfo" not in item]
+
+    async def read_text(self, command: str) -> str:
+        """Ask in nft's own language, without the elements of sets. Some rules have no JSON form."""
+        return (await self.call(lambda: self._run(command, _TERSE))).decode(errors="replace")
 
     async def generation(self) -> int:
         """Return the number that every change of any table, by anybody, moves on. Costs some 10 us."""

@@ -180,16 +180,19 @@ def frame_mark(node: Ranges) -> str:
     return f"made_by_{zlib.crc32(text.encode()):08x}"
 
 
-def rule_count(node: Ranges) -> int:
-    """Count the rules of the frame."""
-    return len(_base_rules(node))
+def chains_of(node: Ranges, shared: Iterable[str]) -> dict[str, int]:
+    """Say which chains the table has, and how many rules each, when it has these shared chains."""
+    counts = dict.fromkeys([*_BASE_CHAINS, frame_mark(node)], 0)
+    for rule in _base_rules(node):
+        counts[rule.partition(" ")[0]] += 1
+    return counts | {chain: len(chain_rules(chain)) for chain in shared}
 
 
 _BASE_CHAINS: Mapping[str, str] = {
     "serve": "",
     "refuse": "",
     "arriving": "{ type nat hook prerouting priority dstnat; }",
-    "own": "{ type nat hook output priority dstnat; }",
+    "own": "{ type nat hook output priority -100; }",
     "leaving": "{ type nat hook postrouting priority srcnat; }",
     "refuse_forwarded": "{ type filter hook forward priority filter; }",
     "refuse_own": "{ type filter hook output priority filter; }",

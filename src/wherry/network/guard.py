@@ -53,13 +53,12 @@ class Guard:
         generation = await self._nft.generation()
         if generation == self._seen:
             return ()
-        first = self._seen is None
         self._seen = generation
         repaired: list[str] = []
         for name, check in list(self._checks.items()):
             if await check():
                 repaired.append(name)
-        if repaired and not first:
+        if repaired:
             self.repairs += 1
             log.warning("nftables was changed by somebody else: put back %s", ", ".join(repaired))
         return repaired

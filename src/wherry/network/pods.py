@@ -112,16 +112,15 @@ class LocalPodNetwork:
             record = self._records.get(owner)
             if record is not None and record.ready and record.netns_id == identity and self._is_linked(record):
                 return self._attachment(record)
-            record = Record(owner, record.address if record else self._free_address(), netns, identity)
-            self._keep(record)  # before the link is made: after a crash we know what to look for
+            begun = Record(owner, record.address if record else self._free_address(), netns, identity)
+            self._keep(begun)  # before the link is made: after a crash we know what to look for
             try:
-                await namespaces.in_thread_async(lambda: self._connect(record), f"attach {record.address}")
+                await namespaces.in_thread_async(lambda: self._connect(begun), f"attach {begun.address}")
             except Broken:
-                await self._drop(record)
+                await self._drop(begun)
                 raise
-            record = msgspec.structs.replace(record, ready=True)
-            self._keep(record)
-            return self._attachment(record)
+            self._keep(msgspec.structs.replace(begun, ready=True))
+            return self._attachment(begun)
 
     async def detach(self, owner: str) -> None:
         """See PodNetwork."""

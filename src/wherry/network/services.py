@@ -16,6 +16,7 @@ from wherry.network.types import Service
 
 log = logging.getLogger(__name__)
 _UDP = 17
+_PROTOCOL_NAMES = {"6": "tcp", "17": "udp"}
 
 
 class NftServices:
@@ -64,18 +65,22 @@ class NftServices:
 
     async def read(self) -> Elements:
         """Read back what the kernel has; empty when the table is not there."""
-        return elements_of(await self._items())
+        if not await self._chains():
+            return {}
+        found: dict[str, Mapping[str, str]] = {}
+        for name, definition in flat.MAPS.items():
+            kind = definition.partition(" ")[0]
+            found |= elements_of(await self._nft.read(f"list {kind} ip {self._table} {name}"))
+        return found
 
     async def _make(self) -> None:
         """Take up the table of before, if it was made by this version for these ranges; else make an empty one."""
-        items = await self._items()
-        found = elements_of(items)
-        taken_up = Plan(found, slots_of(found))
-        if self._is_whole(items, taken_up):
-            self._plan = taken_up
-        else:
+        found = await self._read_whole()
+        if found is None:
             await self._nft.run(flat.frame(self._table, self._ranges))
             self._plan = Plan()
+        else:
+            self._plan = Plan(found, slots_of(found))
         self._is_made = True
         self._guard.add("services", self._check)
 
@@ -87,28 +92,31 @@ class NftServices:
             return True
 
     async def _differs(self) -> bool:
-        items = await self._items()
-        found = elements_of(items)
-        same = all(found.get(name, {}) == wanted for name, wanted in self._plan.elements.items())
-        return not same or not self._is_whole(items, self._plan)
+        return await self._read_whole() != self._plan.elements
 
-    def _is_whole(self, items: Sequence[Mapping[str, Any]], held: Plan) -> bool:
-        chains = {item["chain"]["name"] for item in items if "chain" in item}
-        rules = sum("rule" in item for item in items)
-        expected = flat.rule_count(self._ranges) + sum(len(flat.chain_rules(chain)) for chain in held.chains)
-        return flat.frame_mark(self._ranges) in chains and held.chains <= chains and rules == expected
+    async def _read_whole(self) -> Elements | None:
+        """Read the elements back; None when the table, a map or rules are missing, or there are more rules."""
+        chains = await self._chains()
+        try:
+            found = await self.read() if chains else {}
+        except Broken:  # a map that somebody took away
+            return None
+        if found.keys() != flat.MAPS.keys():
+            return None
+        return found if chains == flat.chains_of(self._ranges, Plan(found).chains) else None
+
+    async def _chains(self) -> Mapping[str, int]:
+        """Count the rules of each chain; empty when the table is not there."""
+        try:
+            return count_rules(await self._nft.read_text(f"list table ip {self._table}"))
+        except Broken as error:
+            if "No such file or directory" in error.message:
+                return {}
+            raise
 
     async def _write_anew(self, target: Plan) -> None:
         fill = flat.changes(self._table, Plan().elements, target.elements, set(), target.chains)
         await self._nft.run(f"{flat.frame(self._table, self._ranges)}\n{fill}")
-
-    async def _items(self) -> list[Mapping[str, Any]]:
-        try:
-            return await self._nft.read(f"list table ip {self._table}")
-        except Broken as error:
-            if "No such file or directory" in error.message:
-                return []
-            raise
 
     def _tell(self, refused: Mapping[str, str]) -> None:
         for key, reason in refused.items():
@@ -122,20 +130,37 @@ def table_name(instance: str) -> str:
     return f"wherry-{instance}"
 
 
+def count_rules(text: str) -> dict[str, int]:
+    """Count the rules of each chain in nft's text list of a table."""
+    found: dict[str, int] = {}
+    chain = ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["chain"]:
+            chain = words[1]
+            found[chain] = 0
+        elif words == ["}"]:
+            chain = ""
+        elif chain and words and words[0] != "type":
+            found[chain] += 1
+    return found
+
+
 def elements_of(items: Iterable[Mapping[str, Any]]) -> Elements:
-    """Read the elements out of nft's JSON list of a table."""
+    """Read the elements out of nft's JSON list of maps and sets."""
     found: dict[str, dict[str, str]] = {}
     for item in items:
         held = item.get("map") or item.get("set")
         if held is None or held["name"] not in flat.MAPS:
             continue
-        pairs: dict[str, str] = {}
+        place = {"hairpin": -1}.get(held["name"], 0 if held["name"].startswith("node_") else 1)
+        pairs = found[held["name"]] = {}
         for element in held.get("elem", ()):
-            if isinstance(element, list):
-                pairs[_text(element[0])] = _text(element[1])
-            else:
-                pairs[_text(element)] = ""
-        found[held["name"]] = pairs
+            key, value = element if isinstance(element, list) else (element, "")
+            words = [str(word) for word in key["concat"]]
+            if place >= 0:
+                words[place] = _PROTOCOL_NAMES.get(words[place], words[place])
+            pairs[" . ".join(words)] = _value(value)
     return found
 
 
@@ -177,18 +202,11 @@ def _is_lost(flow: conntrack.Flow, gone: set[tuple[str, str]]) -> bool:
     return (f"{flow.target[0]}:{flow.target[1]}", backend) in gone or (f":{flow.target[1]}", backend) in gone
 
 
-def _text(value: Any) -> str:
+def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        if "concat" in value:
-            return " . ".join(_text(part) for part in value["concat"])
         if "goto" in value:
             return f"goto {value['goto']['target']}"
-        if "elem" in value:
-            return _text(value["elem"]["val"])
-    if value in (6, "6"):
-        return "tcp"
-    if value in (17, "17"):
-        return "udp"
+        return " . ".join(str(word) for word in value["concat"])
     return str(value)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class AgentSettings:
     """How an agent works. `lease_s`/`renew_s` are cluster seconds; `log_root` is where the logs of pods go.
 
     `services` gives the variables of a namespace's services; `tmpfs(path)` mounts memory for an emptyDir and is absent
-    where the agent may not mount; `with_files` is off for simulated nodes, whose pods see no files.
+    where the agent may not mount; `drained(address)` returns when no service leads there; `with_files` is off for simulated nodes, whose pods see no files.
     """
 
     facts: NodeFacts
@@ -49,6 +49,7 @@ class AgentSettings:
     tmpfs: Callable[[str, str], None] | None = None
     untmpfs: Callable[[str], None] | None = None
     renewed: Callable[[], None] = lambda: None
+    drained: Callable[[str], Awaitable[None]] | None = None
 
 
 class Agent:
@@ -207,6 +208,11 @@ class Agent:
         state = await self.runtime.ensure_sandbox(pod.uid, pod.metadata.namespace, pod.metadata.name, spec)
         await self._fill(pod, state)
         return state
+
+    async def drained(self, pod: Pod, state: PodState) -> None:
+        """Return when new connections no longer come to the pod, or after a bounded time."""
+        if self._settings.drained is not None and state.address:
+            await self._settings.drained(state.address)
 
     async def refresh(self, pod: Pod, state: PodState) -> None:
         """Bring the volumes made from objects up to date."""

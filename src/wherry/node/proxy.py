@@ -24,6 +24,9 @@ SETTLE_S = 0.005
 """Changes that come within this time are applied together."""
 
 REPAIR_S = 30.0
+DRAIN_MOST_S = 2.0
+DRAIN_MARGIN_S = 0.2
+"""What other nodes need to take a backend out, and what a request under way needs to end."""
 
 
 class _ServicePort(Projected, frozen=True):
@@ -178,6 +181,8 @@ class ServiceProxy:
         self._nodes = Informer(client, NODES, NodeView)
         self._dirty = asyncio.Event()
         self._stack = AsyncExitStack()
+        self._backends: frozenset[str] = frozenset()
+        self._drains: set[asyncio.Event] = set()
         self.applied = asyncio.Event()
 
     async def __aenter__(self) -> "ServiceProxy":
@@ -207,6 +212,26 @@ class ServiceProxy:
                 if each.spec.cluster_ip not in ("", "None")
             ]
         )
+
+    async def drained(self, address: str, *, timeout_s: float = DRAIN_MOST_S) -> None:
+        """Return when no service of this machine leads to `address` any more, and a moment for the others' sake.
+
+        A pod that is to end gets its stop signal after this, so that no new connection meets a closed door.
+        """
+        if address not in self._backends:
+            return
+        changed = asyncio.Event()
+        self._drains.add(changed)
+        try:
+            async with machine.timeout(timeout_s):
+                while address in self._backends:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            log.debug("%s is still a backend after %g s", address, timeout_s)
+        finally:
+            self._drains.discard(changed)
+        await machine.sleep(DRAIN_MARGIN_S)
 
     def _changed(self, before: object, now: object) -> None:
         self._dirty.set()
@@ -241,7 +266,11 @@ class ServiceProxy:
                 slices[(each.metadata.namespace, name)].append(each)
         services = self._services.list()
         self._names(services, slices)
-        await self._table(service_table(services, slices))
+        table = service_table(services, slices)
+        await self._table(table)
+        self._backends = frozenset(address for each in table for port in each.ports for address, _ in port.endpoints)
+        for changed in self._drains:
+            changed.set()
         routes = [_route(each) for each in self._nodes.list() if each.metadata.name != self._node]
         await self._routes({cidr: address for cidr, address in routes if cidr and address})
 

@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from wherry.clock import Clock, parse_rfc3339, rfc3339_nano
 from wherry.errors import BadRequest, NotFound, Unsupported, WherryError
 from wherry.node.agent import Agent
 from wherry.node.pods import Pod
 from wherry.node.runtime import ContainerState, PodState
 from wherry.node.steps import latest, previous
-from wherry.wire.channels import PROTOCOLS, serve_session
+from wherry.wire.channels import ERROR, PROTOCOLS, failure, serve_session
 from wherry.wire.envelopes import status_for, status_of
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route, Router
@@ -118,7 +120,11 @@ class AgentServer:
         tty, stdin = _flag(request, "tty"), _flag(request, "stdin")
 
         async def run(socket: WebSocket) -> None:
-            session = await self._agent.runtime.exec(pod.uid, container.id, argv, tty=tty, stdin=stdin)
+            try:
+                session = await self._agent.runtime.exec(pod.uid, container.id, argv, tty=tty, stdin=stdin)
+            except WherryError as error:
+                await _tell(socket, error)
+                return
             await serve_session(
                 socket, session, stdin=stdin, stdout=_flag(request, "stdout"),
                 stderr=_flag(request, "stderr") and not tty, tty=tty,
@@ -133,13 +139,22 @@ class AgentServer:
         tty = definition is not None and definition.tty
 
         async def run(socket: WebSocket) -> None:
-            session = await self._agent.runtime.attach(pod.uid, container.id)
+            try:
+                session = await self._agent.runtime.attach(pod.uid, container.id)
+            except WherryError as error:
+                await _tell(socket, error)
+                return
             await serve_session(
                 socket, session, stdin=_flag(request, "stdin"), stdout=_flag(request, "stdout"),
                 stderr=_flag(request, "stderr") and not tty, tty=tty,
             )  # fmt: skip
 
         return accept(request, PROTOCOLS, run)
+
+
+async def _tell(socket: WebSocket, error: WherryError) -> None:
+    """Say on the error channel why there is no session."""
+    await socket.send(bytes([ERROR]) + msgspec.json.encode(failure(error.message)))
 
 
 def _websocket_only(request: Request, what: str) -> None:

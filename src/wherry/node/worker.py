@@ -62,6 +62,10 @@ class Host(Protocol):
         """Pull, plan and start one attempt."""
         ...
 
+    async def drained(self, pod: Pod, state: PodState) -> None:
+        """Return when new connections no longer come to the pod, or after a bounded time."""
+        ...
+
     async def refresh(self, pod: Pod, state: PodState) -> None:
         """Bring the volumes made from objects up to date."""
         ...
@@ -392,6 +396,9 @@ class Worker:
         running = stop_order(self.pod, self._state)
         if running:
             grace_s = self.pod.grace_s()
+            if grace_s > 0 and self._state is not None and not self._lost:
+                await self._report()
+                await self._host.drained(self.pod, self._state)
             pending = {
                 asyncio.create_task(self._finish(each, grace_s, "the pod is deleted"), name=f"stop:{each.name}")
                 for each in running

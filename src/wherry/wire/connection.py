@@ -179,10 +179,6 @@ class Connection(asyncio.Protocol):
                     return
                 self._parse(view[start : start + step])
                 start += step
-        if self._in_head:
-            self._head_bytes += size
-            if self._head_bytes > self.hub.limits.header_bytes + HEAD_SLICE_BYTES:
-                self._refuse_later(Refusal(431, "the request's head is too large"))
 
     def _parse(self, data: bytes | memoryview) -> None:
         if self._parser is None:
@@ -202,6 +198,10 @@ class Connection(asyncio.Protocol):
                 self._refuse_later(Refusal(400, "the request cannot be read"))
             else:
                 self._refuse_later(Refusal(400, f"the request is not HTTP/1.1: {error}"))
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.hub.limits.header_bytes + HEAD_SLICE_BYTES:
+                self._refuse_later(Refusal(431, "the request's head is too large"))
 
     def _after_upgrade_head(self, rest: bytes) -> None:
         """Go on after the head of a request that asks for an upgrade: the parser skipped its body, which Docker's exec has."""

@@ -372,7 +372,7 @@ class Response:
     ) -> Self:
         """Answer JSON; bytes are taken as JSON that is already encoded."""
         response = cls(status, headers, value if isinstance(value, bytes) else _encode(value), compress=compress)
-        response.headers.items().append(_JSON)
+        response.headers.items().append(JSON_FIELD)
         return response
 
     @classmethod
@@ -436,7 +436,7 @@ class Response:
         return f"Response({self.status})"
 
 
-_JSON = ("Content-Type", "application/json")
+JSON_FIELD = ("Content-Type", "application/json")
 _encode = msgspec.json.Encoder().encode
 
 Handler = Callable[[Request], Awaitable[Response]]

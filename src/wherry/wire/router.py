@@ -24,12 +24,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
+    """A compiled pattern. `head`: its fixed first segment; `depth`: its slashes; `open`: `:path` lets it take more."""
+
     regex: re.Pattern[str]
     methods: Mapping[str, Handler]
+    head: str | None
+    depth: int
+    open: bool
 
 
 class Router:
-    """Finds the route of a request: exact paths by one look-up, the others by their first segment, in order."""
+    """Finds the route of a request: exact paths by one look-up, the others by first segment and depth, in order."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         exact: dict[str, dict[str, Handler]] = {}
@@ -38,21 +43,13 @@ class Router:
             table = ordered if "{" in route.pattern else exact
             table.setdefault(route.pattern, {}).setdefault(route.method, route.handler)
         self._exact = exact
-        self._anywhere: list[_Pattern] = []
-        self._by_head: dict[str, list[_Pattern]] = {}
-        heads = {_head(pattern) for pattern in ordered} - {None}
-        for head in heads:
-            if head is not None:
-                self._by_head[head] = []
-        for pattern, methods in ordered.items():
-            compiled = _Pattern(_compile(pattern), methods)
-            head = _head(pattern)
-            if head is None:  # it may match below any head: it keeps its place among each head's routes
-                self._anywhere.append(compiled)
-                for others in self._by_head.values():
-                    others.append(compiled)
-            else:
-                self._by_head[head].append(compiled)
+        self._patterns = [
+            _Pattern(_compile(text), methods, _head(text), text.count("/"), ":path}" in text)
+            for text, methods in ordered.items()
+        ]
+        self._heads = {pattern.head for pattern in self._patterns}
+        self._deepest = max((pattern.depth for pattern in self._patterns), default=0) + 1
+        self._candidates: dict[tuple[str | None, int], list[_Pattern]] = {}
 
     def match(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
         """Return the handler and the parameters of a path.
@@ -66,8 +63,10 @@ class Router:
             if handler is not None:
                 return handler, {}
             allowed.extend(methods)
-        head = path[1:].partition("/")[0]
-        for pattern in self._by_head.get(head, self._anywhere):
+        end = path.find("/", 1)
+        key = (path[1:] if end < 0 else path[1:end], path.count("/"))
+        candidates = self._candidates.get(key)
+        for pattern in self._find(key) if candidates is None else candidates:
             found = pattern.regex.fullmatch(path)
             if found is None:
                 continue
@@ -78,6 +77,22 @@ class Router:
         if allowed:
             raise MethodNotAllowed(f"{path} does not take {method}; it takes {', '.join(sorted(set(allowed)))}")
         raise NotFound(f"there is nothing at {path}")
+
+    def _find(self, key: tuple[str, int]) -> "list[_Pattern]":
+        """Choose the patterns that may match; kept for heads that routes name (what else clients ask for is unbounded)."""
+        head, depth = key
+        known = head if head in self._heads else None
+        depth = min(depth, self._deepest)
+        candidates = self._candidates.get((known, depth))
+        if candidates is None:
+            candidates = [
+                pattern
+                for pattern in self._patterns
+                if pattern.head in (None, known)
+                and (pattern.depth == depth or (pattern.open and depth > pattern.depth))
+            ]
+            self._candidates[known, depth] = candidates
+        return candidates
 
 
 def _choose(methods: Mapping[str, Handler], method: str) -> Handler | None:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, assert_never
 
 from wherry.clock import machine
 from wherry.errors import WherryError
 from wherry.wire.flow import HIGH_BYTES
 from wherry.wire.heads import fields, status_line
-from wherry.wire.http import FileBody, Request, Response, StreamBody, UpgradeBody
+from wherry.wire.http import JSON_FIELD, FileBody, Request, Response, StreamBody, UpgradeBody
 from wherry.wire.streams import Stream
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ STREAM_BYTES = 64 * 1024
 
 _OURS = frozenset(("content-length", "transfer-encoding", "connection", "keep-alive", "date"))
 _BODILESS = frozenset((204, 304))
+_REFUSED = re.compile(r";q=0(\.0*)?$")
+_JSON_TEXT = fields((JSON_FIELD,))
 
 
 def _head(
@@ -39,21 +42,20 @@ def _head(
     close = not request.keep_alive or connection.hub.closing
     status = response.status
     announced: str | None = None
-    ours = False
     if len(items) == 1 and items[0] is JSON_FIELD:  # most answers
         text = _JSON_TEXT
-        items = ()
-    for name, value in items:
-        if (low := name.lower()) in _OURS:
-            ours = True
-            if low == "content-length":
-                announced = value
-            elif low == "date":
-                date = fields((("Date", value),))
-            elif low == "connection" and value.lower() == "close":
-                close = True
-    if ours:
-        items = [item for item in items if item[0].lower() not in _OURS]
+    else:
+        ours = False
+        for name, value in items:
+            if (low := name.lower()) in _OURS:
+                ours = True
+                if low == "content-length":
+                    announced = value
+                elif low == "date":
+                    date = fields((("Date", value),))
+                elif low == "connection" and value.lower() == "close":
+                    close = True
+        text = fields([item for item in items if item[0].lower() not in _OURS] if ours else items)
     if close:
         request.keep_alive = False
     if chunked:
@@ -68,7 +70,7 @@ def _head(
         framing += "Connection: close\r\n"
     elif request.version == "1.0":
         framing += "Connection: keep-alive\r\n"
-    return f"{status_line(status)}{fields(items)}{date}{framing}\r\n".encode()
+    return f"{status_line(status)}{text}{date}{framing}\r\n".encode()
 
 
 def is_bodiless(request: Request, response: Response) -> bool:
@@ -302,7 +304,8 @@ def _wants_gzip(request: Request) -> bool:
     peer = request.peer
     if peer.kind in ("unix", "local") or peer.address.startswith(("127.", "::1")):
         return False
-    return "gzip" in request.headers.tokens("accept-encoding")
+    accepted = (each.replace(" ", "").lower() for each in ",".join(request.headers.all("accept-encoding")).split(","))
+    return any(each.partition(";")[0] == "gzip" and not _REFUSED.search(each) for each in accepted)
 
 
 async def _gzip(data: bytes) -> bytes:

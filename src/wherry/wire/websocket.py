@@ -151,10 +151,12 @@ class WebSocket:
         await self._stream.write(encode(opcode, payload, key=None if self._server else os.urandom(4)))
 
     async def _send_close(self, code: int, reason: str) -> None:
+        """Send the close frame, once; a peer that does not read does not hold us for long."""
         if not self._close_sent:
             self._close_sent = True
-            with contextlib.suppress(ConnectionError):
-                await self._write(Opcode.CLOSE, close_payload(code, reason))
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with machine.timeout(CLOSE_S):
+                    await self._write(Opcode.CLOSE, close_payload(code, reason))
 
     def _closed(self, code: int, reason: str) -> None:
         if self.close_code is None:

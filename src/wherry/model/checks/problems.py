@@ -155,6 +155,7 @@ def part(obj: Mapping[str, Any] | None, name: str) -> Object:
 
 def each(path: str, obj: Mapping[str, Any] | None, name: str) -> Iterator[tuple[str, Object]]:
     """Go through a list of objects with the path of each."""
-    for at, item in enumerate((obj.get(name) if obj else None) or ()):
+    items: list[Any] = (obj.get(name) if obj else None) or []
+    for at, item in enumerate(items):
         if isinstance(item, dict):
             yield (f"{path}.{name}[{at}]" if path else f"{name}[{at}]"), item

@@ -1,0 +1,214 @@
+"""Container logs in CRI's format, as conmon writes them: read across rotated files, followed while they grow.
+
+A line is `TIME STREAM P|F TEXT`; P marks a piece of a line that goes on, and its newline is not the process's. Rotated
+files are `LOG.1` (the newest) to `LOG.N`. conmon closes a file before the next one with the log's name appears, so whoever
+sees a new file there knows that the old one is complete. Source: Kubernetes, CRI logging proposal; conmon 2.1.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from io import FileIO
+
+from wherry.clock import machine, parse_rfc3339
+from wherry.engine.types import LogLine
+from wherry.host.engine_calls import Inotify
+
+BLOCK_BYTES = 65536
+FOLLOW_S = 5.0
+"""A follower looks again after this long even when nothing told it to."""
+
+
+def parse(line: bytes) -> LogLine | None:
+    """Read one line (with its newline); None for one that is not of the format. Pure."""
+    parts = line.split(b" ", 3)
+    if len(parts) != 4 or parts[1] not in (b"stdout", b"stderr") or not line.endswith(b"\n"):
+        return None
+    try:
+        when = _time(parts[0].decode("ascii"))
+    except (ValueError, UnicodeDecodeError):
+        return None
+    is_partial = parts[2].startswith(b"P")
+    return LogLine(when, parts[1].decode(), parts[3][:-1] if is_partial else parts[3], is_partial)
+
+
+def files(path: str, most: int) -> Sequence[str]:
+    """List the files of a log that exist, oldest first."""
+    names = [f"{path}.{number}" for number in range(most, 0, -1)] + [path]
+    return [name for name in names if os.path.exists(name)]
+
+
+async def read(
+    path: str,
+    most: int,
+    inotify: Inotify,
+    *,
+    follow: bool,
+    tail: int | None,
+    since: float,
+    has_ended: Callable[[], bool],
+    ending: Callable[[Callable[[], None]], Callable[[], None]],
+) -> AsyncIterator[LogLine]:
+    """Yield the lines of a log from `since`, the last `tail` of them; with `follow` until `has_ended` and all is read.
+
+    `ending(wake)` calls `wake` when the container ends, and returns what takes that back.
+    """
+    reader = _Reader(path, most)
+    changed = asyncio.Event()
+    stops: list[Callable[[], None]] = []
+    if follow:
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            stops.append(inotify.watch(os.path.dirname(path), lambda _: changed.set()))
+        stops.append(ending(changed.set))
+    try:
+        await asyncio.to_thread(reader.begin, tail)
+        while True:
+            changed.clear()
+            over = not follow or has_ended()  # asked before reading: then what we read is all
+            while lines := await asyncio.to_thread(reader.lines):
+                for line in lines:
+                    found = parse(line)
+                    if found is not None and found.time >= since:
+                        yield found
+            if over:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with machine.timeout(FOLLOW_S):
+                    await changed.wait()
+    finally:
+        for stop in stops:
+            stop()
+        reader.close()
+
+
+class _Reader:
+    """Where one reader stands in a log: an open file, and the bytes of a line that is not whole yet."""
+
+    def __init__(self, path: str, most: int) -> None:
+        self._path = path
+        self._most = most
+        self._file: FileIO | None = None
+        self._rest = b""
+
+    def begin(self, tail: int | None) -> None:
+        """Open the oldest file, or the place from which on there are `tail` lines."""
+        names = files(self._path, self._most)
+        if tail is None:
+            self._open(names[0] if names else "")
+            return
+        left = tail
+        for name in reversed(names):
+            with contextlib.suppress(FileNotFoundError), open(name, "rb", buffering=0) as file:
+                at, found = _seek_back(file, left)
+                if found >= left or name == names[0]:
+                    self._open(name, at)
+                    return
+                left -= found
+
+    def lines(self) -> list[bytes]:
+        """Read some whole lines; none at the present end. Goes on to the next file at the end of a rotated one."""
+        while True:
+            if self._file is None:
+                names = files(self._path, self._most)
+                if not names or not self._open(names[0]):
+                    return []
+            data = self._file.read(BLOCK_BYTES) if self._file is not None else b""
+            if data:
+                pieces = (self._rest + data).split(b"\n")
+                self._rest = pieces.pop()
+                if pieces:
+                    return [piece + b"\n" for piece in pieces]
+                continue
+            if not self._go_on():
+                return []
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _go_on(self) -> bool:
+        """Take the file after ours, when there is one: ours is complete then. False when ours is the newest."""
+        if self._file is None:
+            return False
+        ours = os.fstat(self._file.fileno())
+        names = files(self._path, self._most)
+        places: list[tuple[int, int]] = []
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                seen = os.stat(name)
+                places.append((seen.st_dev, seen.st_ino))
+        mine = (ours.st_dev, ours.st_ino)
+        if not names or len(places) != len(names) or places[-1] == mine or names[-1] != self._path:
+            return False  # nothing new, or a rotation under way: the new file is not there yet
+        if ours.st_size > self._file.tell():
+            return True  # written between our last read and the new file
+        following = names[places.index(mine) + 1] if mine in places else names[0]
+        self._rest = b""
+        return self._open(following)
+
+    def _open(self, name: str, at: int = 0) -> bool:
+        if not name:
+            return False
+        try:
+            file = open(name, "rb", buffering=0)  # noqa: SIM115  # closed by close()
+        except FileNotFoundError:
+            return False
+        self.close()
+        file.seek(at)
+        self._file = file
+        return True
+
+
+def _seek_back(file: FileIO, lines: int) -> tuple[int, int]:
+    """Find where the last `lines` whole lines of a file begin: (offset, how many lines are from there on).
+
+    Pieces of one line count as one: only a piece with the tag F ends a line.
+    """
+    end = file.seek(0, os.SEEK_END)
+    if lines <= 0:
+        return end, 0
+    data = b""
+    start = end
+    while True:
+        records = data.split(b"\n")
+        first = 0 if start == 0 else 1  # the first may be cut
+        ends = [index for index in range(first, len(records) - 1) if _ends_line(records[index])]
+        trailing = any(record for record in records[(ends[-1] + 1 if ends else first) : -1])
+        count = len(ends) + trailing
+        if count > lines or start == 0:
+            break
+        size = min(BLOCK_BYTES, start)
+        start -= size
+        file.seek(start)
+        data = file.read(size) + data
+    if count <= lines and start == 0:
+        return 0, count
+    wanted = lines - trailing
+    last_before = ends[-wanted - 1] if wanted < len(ends) else ends[-1]
+    if wanted == 0:
+        last_before = ends[-1]
+    offset = start + sum(len(record) + 1 for record in records[: last_before + 1])
+    return offset, lines
+
+
+def _ends_line(record: bytes) -> bool:
+    parts = record.split(b" ", 3)
+    return len(parts) == 4 and not parts[2].startswith(b"P")
+
+
+_last_second: tuple[str, float] = ("", 0.0)
+
+
+def _time(text: str) -> float:
+    """Read `2026-01-31T23:59:59.123456789+00:00`; lines come many in a second, so its whole part is remembered."""
+    global _last_second
+    head, fraction, zone = text[:19], text[19:29], text[29:]
+    if zone != "+00:00" or len(fraction) != 10 or fraction[0] != ".":
+        return parse_rfc3339(text)
+    if _last_second[0] != head:
+        _last_second = (head, parse_rfc3339(head + "Z"))
+    return _last_second[1] + int(fraction[1:]) / 1e9
