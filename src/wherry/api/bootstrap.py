@@ -122,7 +122,8 @@ def _advertised(core: Core, addresses: Sequence[tuple[str, int]]) -> Iterator[Wr
     wanted: Json = {
         "addressType": "IPv6" if ipaddress.ip_address(hosts[0]).version == 6 else "IPv4",
         "endpoints": [
-            {"addresses": [host], "conditions": {"ready": True, "serving": True, "terminating": False}} for host in hosts
+            {"addresses": [host], "conditions": {"ready": True, "serving": True, "terminating": False}}
+            for host in hosts
         ],
         "ports": [{"name": "https", "port": addresses[0][1], "protocol": "TCP"}],
     }

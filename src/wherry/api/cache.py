@@ -297,6 +297,12 @@ class Cache:
                 future.set_exception(Unavailable("the API server is stopping: ask another, or again"))
         self._waiting.clear()
 
+    def problem(self) -> str:
+        """What keeps the cache from following the store; "" when nothing does."""
+        if self._task is None:
+            return "it does not follow the store"
+        return "it has stopped following the store" if self._task.done() else ""
+
     async def reached(self, revision: int, timeout_s: float = _CATCH_UP_S) -> None:
         """Wait until everything up to a revision shows here. Raises WrongVersion when it does not in time."""
         if self.revision >= revision:

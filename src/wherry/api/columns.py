@@ -130,10 +130,15 @@ def joined(values: Iterable[str]) -> str:
 
 
 NAME = Column(
-    "Name", lambda obj, _: at(obj, "metadata.name") or "", format="name", description="Name of the object, unique in its place"
+    "Name",
+    lambda obj, _: at(obj, "metadata.name") or "",
+    format="name",
+    description="Name of the object, unique in its place",
 )
 AGE = Column(
-    "Age", lambda obj, now: since(at(obj, "metadata.creationTimestamp"), now), description="Cluster time since its creation"
+    "Age",
+    lambda obj, now: since(at(obj, "metadata.creationTimestamp"), now),
+    description="Cluster time since its creation",
 )
 CREATED = Column("Created At", lambda obj, _: at(obj, "metadata.creationTimestamp") or UNKNOWN, type="date")
 

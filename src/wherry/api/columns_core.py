@@ -242,9 +242,11 @@ ENDPOINTSLICES: Columns = (
     Column("Ports", _slice_ports),
     Column(
         "Endpoints",
-        lambda obj, _: _few([a for e in obj.get("endpoints") or () for a in e.get("addresses") or ()])
-        if obj.get("endpoints")
-        else "<unset>",
+        lambda obj, _: (
+            _few([a for e in obj.get("endpoints") or () for a in e.get("addresses") or ()])
+            if obj.get("endpoints")
+            else "<unset>"
+        ),
     ),
     AGE,
 )

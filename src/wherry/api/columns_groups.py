@@ -111,9 +111,7 @@ JOBS: Columns = (
     NAME,
     Column("Status", _job_status),
     Column("Completions", _completions),
-    Column(
-        "Duration", lambda job, now: lasted(at(job, "status.startTime"), at(job, "status.completionTime"), now)
-    ),
+    Column("Duration", lambda job, now: lasted(at(job, "status.startTime"), at(job, "status.completionTime"), now)),
     AGE,
     *containers("spec.template.spec"),
     _SELECTOR,
@@ -231,9 +229,10 @@ def _targets(obj: Json, _: float) -> str:
         return f"cpu: {f'{have}%' if have is not None else UNKNOWN}/{percent}%"
     specs = at(obj, "spec.metrics") or ()
     currents = list(at(obj, "status.currentMetrics") or ())
-    return ", ".join(
-        _metric(spec, currents[index] if index < len(currents) else None) for index, spec in enumerate(specs)
-    ) or NONE
+    return (
+        ", ".join(_metric(spec, currents[index] if index < len(currents) else None) for index, spec in enumerate(specs))
+        or NONE
+    )
 
 
 HORIZONTALPODAUTOSCALERS: Columns = (
@@ -279,4 +278,3 @@ STORAGECLASSES: Columns = (
     AGE,
 )
 CUSTOMRESOURCEDEFINITIONS: Columns = (NAME, CREATED)
-

@@ -172,9 +172,7 @@ async def delete_collection(core: Core, user: User, target: Target, request: Req
     return Response.json(orjson.dumps(head))
 
 
-async def remove(
-    core: Core, user: User, target: Target, options: DeleteOptions, note: Note
-) -> tuple[bytes, bool, str]:
+async def remove(core: Core, user: User, target: Target, options: DeleteOptions, note: Note) -> tuple[bytes, bool, str]:
     """Delete an object, or mark it; return its last bytes, whether it is gone, and its uid.
 
     Raises NotFound, Conflict (a precondition), Forbidden.

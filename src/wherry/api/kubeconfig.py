@@ -6,8 +6,14 @@ from wherry.api.pki import Credentials
 
 
 def text(
-    server: str, ca_pem: bytes, *, credentials: Credentials | None = None, token: str = "", name: str = "wherry",
-    user: str = "admin", namespace: str = "default",
+    server: str,
+    ca_pem: bytes,
+    *,
+    credentials: Credentials | None = None,
+    token: str = "",
+    name: str = "wherry",
+    user: str = "admin",
+    namespace: str = "default",
 ) -> str:
     """A kubeconfig with one cluster, one user (by certificate or token) and one context `name`."""
     lines = [

@@ -26,7 +26,11 @@ class Form:
 
 
 OBJECT = Form()
-_AS: dict[str, FormName] = {"Table": "table", "PartialObjectMetadata": "partial", "PartialObjectMetadataList": "partial"}
+_AS: dict[str, FormName] = {
+    "Table": "table",
+    "PartialObjectMetadata": "partial",
+    "PartialObjectMetadataList": "partial",
+}
 
 
 def form_of(accept: str | None, include: str | None = None, *, convertible: bool = True) -> Form:

@@ -59,9 +59,7 @@ async def create(core: Core, user: User, target: Target, request: Request) -> Re
     return Response.json(shown(target.kind, written.data), 201, options.headers)
 
 
-async def make(
-    core: Core, user: User, target: Target, obj: Json, options: WriteOptions, note: Note
-) -> Written:
+async def make(core: Core, user: User, target: Target, obj: Json, options: WriteOptions, note: Note) -> Written:
     """Create an object. Raises AlreadyExists, Invalid, Forbidden and what else admission says."""
     kind = target.kind
     strategy.place(kind, obj, target.namespace)
@@ -78,9 +76,7 @@ async def make(
     raise AssertionError("unreachable")
 
 
-async def _create_once(
-    core: Core, user: User, target: Target, obj: Json, options: WriteOptions, note: Note
-) -> Written:
+async def _create_once(core: Core, user: User, target: Target, obj: Json, options: WriteOptions, note: Note) -> Written:
     kind = target.kind
     admit.default(kind, obj)
     obj = at_rest(kind, obj)
@@ -123,9 +119,7 @@ async def update(core: Core, user: User, target: Target, request: Request) -> Re
     body = await bodies.read(request, target.kind, options, limit=core.settings.body_bytes)
     given = strategy.metadata(body).get("name") or target.name
     if given != target.name:
-        raise BadRequest(
-            f"the name of the object ({given}) does not match the name on the URL ({target.name})"
-        )
+        raise BadRequest(f"the name of the object ({given}) does not match the name on the URL ({target.name})")
     strategy.place(target.kind, body, target.namespace)
     body["metadata"]["name"] = target.name
 
@@ -194,9 +188,7 @@ async def read_patch(core: Core, kind: Kind, request: Request) -> Callable[[Json
     return apply
 
 
-async def alter(
-    core: Core, user: User, target: Target, change: Change, options: WriteOptions, note: Note
-) -> Written:
+async def alter(core: Core, user: User, target: Target, change: Change, options: WriteOptions, note: Note) -> Written:
     """Change an object: `change` is asked again when somebody else was faster, unless it names a resourceVersion.
 
     Raises NotFound, Conflict, Invalid and what admission says. An object that loses its last finalizer while it is
@@ -271,4 +263,6 @@ def _copy(obj: Json) -> Json:
 
 def refuse(target: Target, feature: str) -> Unsupported:
     """The error for a known part of the API that wherry does not have."""
-    return Unsupported(f"{feature} ({target.resource}) is not supported by this version of wherry; SCOPE.md lists what is")
+    return Unsupported(
+        f"{feature} ({target.resource}) is not supported by this version of wherry; SCOPE.md lists what is"
+    )

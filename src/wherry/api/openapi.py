@@ -26,9 +26,7 @@ class OpenApi:
     def index(self) -> Response:
         """GET /openapi/v3: where the document of each group-version is, by a URL that changes with our version."""
         digest = hashlib.sha256(self._version.encode()).hexdigest()[:32].upper()
-        paths = {
-            _path(gv): {"serverRelativeURL": f"/openapi/v3/{_path(gv)}?hash={digest}"} for gv in group_versions()
-        }
+        paths = {_path(gv): {"serverRelativeURL": f"/openapi/v3/{_path(gv)}?hash={digest}"} for gv in group_versions()}
         return Response.json(orjson.dumps({"paths": paths}))
 
     def document(self, request: Request, path: str) -> Response:

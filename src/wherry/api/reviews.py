@@ -35,9 +35,13 @@ def _self_access(core: Core, user: User, target: Target, body: Json) -> Json:
 
 def _access(core: Core, user: User, target: Target, body: Json) -> Json:
     spec: Json = body.get("spec") or {}
-    who = User(str(spec.get("user", "")), tuple(spec.get("groups") or ()), str(spec.get("uid", "")), spec.get("extra") or {})
+    who = User(
+        str(spec.get("user", "")), tuple(spec.get("groups") or ()), str(spec.get("uid", "")), spec.get("extra") or {}
+    )
     if not who.name and not who.groups:
-        cause = Cause("spec.user", "FieldValueRequired", "Required value: at least one of user or group must be specified")
+        cause = Cause(
+            "spec.user", "FieldValueRequired", "Required value: at least one of user or group must be specified"
+        )
         raise invalid(target.kind.kind, target.kind.group, "", [cause])
     where: Json = spec.get("resourceAttributes") or {}
     if target.kind == kinds.LOCALSUBJECTACCESSREVIEWS and where.get("namespace", "") != target.namespace:
@@ -134,4 +138,3 @@ REVIEWS: Mapping[Kind, Answerer] = {
     kinds.SELFSUBJECTREVIEWS: _self_subject,
     kinds.TOKENREVIEWS: _token,
 }
-

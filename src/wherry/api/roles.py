@@ -243,9 +243,7 @@ CONTROLLERS: Mapping[str, Sequence[Rule]] = {
         _rule("*", "*", ("list", "watch")),
         _rule("", "resourcequotas/status", _STATUS),
     ),
-    "clusterrole-aggregation-controller": (
-        _rule(_API, "clusterroles", ("escalate", *_READ, "patch", "update")),
-    ),
+    "clusterrole-aggregation-controller": (_rule(_API, "clusterroles", ("escalate", *_READ, "patch", "update")),),
     "persistent-volume-binder": (
         _rule("", "persistentvolumes", (*_READ, "create", "delete", "patch", "update")),
         _rule("", "persistentvolumes/status persistentvolumeclaims/status", _STATUS),

@@ -111,7 +111,9 @@ def _watch_causes(options: Options) -> list[Cause]:
     field = "resourceVersionMatch"
     if options.initial is None:
         if options.match:
-            return [_forbidden(field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")]
+            return [
+                _forbidden(field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+            ]
         return []
     if not options.match:
         return [_forbidden(field, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")]

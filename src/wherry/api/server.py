@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from contextvars import ContextVar
 
 from wherry.api import authenticate, bootstrap, deletes, objects, reads, reviews, streams, subresources, watches
 from wherry.api import target as targets
@@ -32,14 +32,25 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
 _METHOD_VERBS = {"GET": "get", "HEAD": "head", "POST": "post", "PUT": "put", "PATCH": "patch", "DELETE": "delete"}
-_REFUSED = {"portforward": "port-forward", "proxy": "proxying", "ephemeralcontainers": "ephemeral containers", "resize": "resizing a pod in place"}
+_REFUSED = {
+    "portforward": "port-forward",
+    "proxy": "proxying",
+    "ephemeralcontainers": "ephemeral containers",
+    "resize": "resizing a pod in place",
+}
+CALLER: ContextVar[User] = ContextVar("wherry.api.caller")
+
+
+def caller() -> User:
+    """The user whose request the current task serves; for the handlers of `extra` routes."""
+    return CALLER.get()
 
 
 class Api:
     """One API server over a store. `handle` takes requests from a wire, `serve` from who is known already.
 
     `nodes` sends a request to a node's agent. `extra` are routes of others, reached after authentication and, as
-    non-resource URLs, authorisation; their handlers find the user in `user_of`. `audit` hears of every request.
+    non-resource URLs, authorisation; their handlers ask `caller()` who asks. `audit` hears of every request.
     """
 
     def __init__(
@@ -58,7 +69,14 @@ class Api:
         cache = Cache(store, window=settings.event_window)
         tokens = Tokens(authority, cache, settings, clock)
         self.core = Core(
-            store, cache, clock, settings, authority, tokens, Authorizer(cache), nodes if nodes is not None else _no_nodes
+            store,
+            cache,
+            clock,
+            settings,
+            authority,
+            tokens,
+            Authorizer(cache),
+            nodes if nodes is not None else _no_nodes,
         )
         self._audit = audit
         self._started = False
@@ -109,7 +127,9 @@ class Api:
         except WherryError as error:
             response = self._failed(error, target.about if target is not None else None)
         if self._audit is not None:
-            self._audit(_audit(self.core.clock.now(), request, user, target, response.status, machine.monotonic() - began))
+            self._audit(
+                _audit(self.core.clock.now(), request, user, target, response.status, machine.monotonic() - began)
+            )
         return response
 
     def fail(self, request: Request, error: Exception) -> Response:
@@ -184,8 +204,11 @@ class Api:
         self.core.authorizer.require(user, Ask(verb, path=request.path))
         path = request.path.rstrip("/") or "/"
         handler, request.params = self._router.match(request.method, path)
-        users[request] = user
-        return await handler(request)
+        token = CALLER.set(user)
+        try:
+            return await handler(request)
+        finally:
+            CALLER.reset(token)
 
     def _routes(self) -> Sequence[Route]:
         discovery, openapi, git_version = self._discovery, self._openapi, self.core.settings.version
@@ -251,7 +274,9 @@ _PATHS = ("/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/ope
 
 
 async def _no_nodes(name: str, request: Request) -> Response:
-    raise Unavailable(f"node {name} cannot be reached from this server, which knows no way to its agent ({request.path})")
+    raise Unavailable(
+        f"node {name} cannot be reached from this server, which knows no way to its agent ({request.path})"
+    )
 
 
 def _target(request: Request) -> Target:
@@ -275,6 +300,3 @@ def _audit(now: float, request: Request, user: User, target: Target | None, code
     return Audit(
         now, user.name, target.verb, target.resource, target.namespace, target.name, request.path, code, seconds
     )
-
-
-Json = dict[str, Any]

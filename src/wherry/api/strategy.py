@@ -17,7 +17,15 @@ Json = dict[str, Any]
 
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _BASE = 58
-_FROZEN = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation")
+_FROZEN = (
+    "name",
+    "namespace",
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+)
 _DROPPED = ("selfLink", "managedFields", "resourceVersion")
 _KEEPS_STATUS = frozenset({kinds.NODES})
 """Kinds whose creator says the status, too."""

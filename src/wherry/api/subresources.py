@@ -221,7 +221,9 @@ def _must_allow(core: Core, item: Item) -> None:
         if LabelSelector.of(one.view(_Budget).spec.selector).matches(item.labels)
     ]
     if len(budgets) > 1:
-        raise Forbidden(f'pod "{item.meta.name}" has more than one PodDisruptionBudget, which eviction does not support')
+        raise Forbidden(
+            f'pod "{item.meta.name}" has more than one PodDisruptionBudget, which eviction does not support'
+        )
     if not budgets or not item.view(_Pod).is_ready:
         return  # a pod that is not healthy protects nobody
     budget = budgets[0].view(_Budget)
@@ -289,7 +291,11 @@ async def token(core: Core, user: User, target: Target, request: Request) -> Res
     seconds = int(spec.get("expirationSeconds") or _DEFAULT_TOKEN_S)
     low, high = _TOKEN_S
     if not low <= seconds <= high:
-        message = "may not specify a duration less than 10 minutes" if seconds < low else "may not specify a duration larger than 2^32 seconds"
+        message = (
+            "may not specify a duration less than 10 minutes"
+            if seconds < low
+            else "may not specify a duration larger than 2^32 seconds"
+        )
         cause = Cause("spec.expirationSeconds", "FieldValueInvalid", f"Invalid value: {seconds}: {message}")
         raise invalid("TokenRequest", "authentication.k8s.io", target.name, [cause])
     bound, node = _bound(core, user, target, spec)
@@ -377,4 +383,3 @@ PARTS: Mapping[tuple[str, str], Part] = {
     ("token", "create"): token,
     ("finalize", "update"): finalize,
 }
-

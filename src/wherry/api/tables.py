@@ -29,7 +29,9 @@ def columns_of(kind: Kind) -> Columns:
     return COLUMNS.get(_SHARED.get(kind.columns, kind.columns), _DEFAULT)
 
 
-def table(kind: Kind, objects: Iterable[bytes], form: Form, now: float, metadata: Json, *, header: bool = True) -> bytes:
+def table(
+    kind: Kind, objects: Iterable[bytes], form: Form, now: float, metadata: Json, *, header: bool = True
+) -> bytes:
     """A Table of objects (their JSON with resourceVersion). Without `header` it has no column definitions.
 
     Rows carry the object, its metadata or nothing, as `form.include` asks.

@@ -55,7 +55,14 @@ class Tokens:
         self._kept: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
 
     def make(
-        self, namespace: str, name: str, uid: str, *, audiences: Sequence[str], seconds: int, bound: Bound | None = None,
+        self,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        audiences: Sequence[str],
+        seconds: int,
+        bound: Bound | None = None,
         node: tuple[str, str] | None = None,
     ) -> tuple[str, float]:
         """A token for a service account, for `seconds` of cluster time; return it and when it expires.

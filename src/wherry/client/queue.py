@@ -4,7 +4,6 @@ import asyncio
 import heapq
 import itertools
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -23,14 +22,18 @@ policy and pass in cluster time, so that moving a virtual clock brings them on."
 class WorkQueue(Generic[K]):
     """Keys waiting for work, bounded by the number of different keys.
 
-    A key added while it waits is there once; added while it is worked on, it comes again afterwards. Enter it as a
+    A key added while it waits is there once; added while it is worked on, it comes again afterwards. The line is in
+    order of `rank` (smallest first; as it is when the key is added), then first come, first served. Enter it as a
     context manager: its timers end with it.
     """
 
-    def __init__(self, clock: Clock, *, base_s: float = 0.005, cap_s: float = 300.0) -> None:
+    def __init__(
+        self, clock: Clock, *, base_s: float = 0.005, cap_s: float = 300.0, rank: Callable[[K], int] | None = None
+    ) -> None:
         self._clock = clock
         self._base_s, self._cap_s = base_s, cap_s
-        self._line: deque[K] = deque()
+        self._rank = rank
+        self._line: list[tuple[int, int, K]] = []
         self._waiting: set[K] = set()
         self._working: set[K] = set()
         self._failures: dict[K, int] = {}
@@ -94,7 +97,7 @@ class WorkQueue(Generic[K]):
     async def get(self) -> K:
         """Take the next key; say `done` when finished with it."""
         await self._wake.acquire()
-        key = self._line.popleft()
+        key = heapq.heappop(self._line)[2]
         self._waiting.discard(key)
         self._working.add(key)
         return key
@@ -141,7 +144,7 @@ class WorkQueue(Generic[K]):
             await machine.sleep(0)  # a long line must not starve the rest of the process
 
     def _enqueue(self, key: K) -> None:
-        self._line.append(key)
+        heapq.heappush(self._line, (self._rank(key) if self._rank else 0, next(self._order), key))
         self._wake.release()
 
     def _race_over(self, key: K) -> None:

@@ -7,6 +7,7 @@ sees a new file there knows that the old one is complete. Source: Kubernetes, CR
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from io import FileIO
@@ -171,28 +172,29 @@ def _seek_back(file: FileIO, lines: int) -> tuple[int, int]:
     end = file.seek(0, os.SEEK_END)
     if lines <= 0:
         return end, 0
-    data = b""
-    start = end
+    size = BLOCK_BYTES
     while True:
-        records = data.split(b"\n")
+        start = max(0, end - size)
+        file.seek(start)
+        records = _read_all(file, end - start).split(b"\n")
         first = 0 if start == 0 else 1  # the first may be cut
         ends = [index for index in range(first, len(records) - 1) if _ends_line(records[index])]
-        trailing = any(record for record in records[(ends[-1] + 1 if ends else first) : -1])
-        count = len(ends) + trailing
-        if count > lines or start == 0:
-            break
-        size = min(BLOCK_BYTES, start)
-        start -= size
-        file.seek(start)
-        data = file.read(size) + data
-    if count <= lines and start == 0:
-        return 0, count
-    wanted = lines - trailing
-    last_before = ends[-wanted - 1] if wanted < len(ends) else ends[-1]
-    if wanted == 0:
-        last_before = ends[-1]
-    offset = start + sum(len(record) + 1 for record in records[: last_before + 1])
-    return offset, lines
+        begun = any(records[(ends[-1] + 1 if ends else first) : -1])  # pieces of a line that goes on
+        count = len(ends) + begun
+        if count > lines:
+            last_before = ends[begun - lines - 1]
+            return start + sum(len(record) + 1 for record in records[: last_before + 1]), lines
+        if start == 0:
+            return 0, count
+        size *= 4
+
+
+def _read_all(file: FileIO, size: int) -> bytes:
+    pieces: list[bytes] = []
+    while size > 0 and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def _ends_line(record: bytes) -> bool:
@@ -200,15 +202,14 @@ def _ends_line(record: bytes) -> bool:
     return len(parts) == 4 and not parts[2].startswith(b"P")
 
 
-_last_second: tuple[str, float] = ("", 0.0)
-
-
 def _time(text: str) -> float:
-    """Read `2026-01-31T23:59:59.123456789+00:00`; lines come many in a second, so its whole part is remembered."""
-    global _last_second
+    """Read `2026-01-31T23:59:59.123456789+00:00`; many lines come in one second, so its whole part is remembered."""
     head, fraction, zone = text[:19], text[19:29], text[29:]
     if zone != "+00:00" or len(fraction) != 10 or fraction[0] != ".":
         return parse_rfc3339(text)
-    if _last_second[0] != head:
-        _last_second = (head, parse_rfc3339(head + "Z"))
-    return _last_second[1] + int(fraction[1:]) / 1e9
+    return _second(head) + int(fraction[1:]) / 1e9
+
+
+@functools.lru_cache(maxsize=16)
+def _second(text: str) -> float:
+    return parse_rfc3339(text + "Z")

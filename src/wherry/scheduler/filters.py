@@ -39,8 +39,10 @@ def node_name(pod: PodInfo, node: NodeInfo, topology: Topology) -> Iterator[Refu
 
 def taints(pod: PodInfo, node: NodeInfo, topology: Topology) -> Iterator[Refusal]:
     """A taint keeps out what does not tolerate it."""
-    taint = untolerated(node.node.spec.taints, pod.pod.spec.tolerations, (NO_SCHEDULE, NO_EXECUTE))
-    if taint is not None and not (taint.key == UNSCHEDULABLE and node.node.spec.unschedulable):
+    cordoned = node.node.spec.unschedulable  # which `unschedulable` has told already
+    others = [taint for taint in node.node.spec.taints if not (cordoned and taint.key == UNSCHEDULABLE)]
+    taint = untolerated(others, pod.pod.spec.tolerations, (NO_SCHEDULE, NO_EXECUTE))
+    if taint is not None:
         yield Refusal(Code.TAINT, f"node(s) had untolerated taint {taint}", f"taint {taint.key}:{taint.effect}")
 
 

@@ -83,9 +83,7 @@ def with_keys(
     """A selector that also asks for the same values of `keys` as `labels` have (matchLabelKeys)."""
     if selector is None:
         return None
-    same: list[object] = [
-        {"key": key, "operator": "In", "values": [labels[key]]} for key in keys if key in labels
-    ]
+    same: list[object] = [{"key": key, "operator": "In", "values": [labels[key]]} for key in keys if key in labels]
     before = selector.get("matchExpressions")
     return {**selector, "matchExpressions": [*(before if isinstance(before, list) else []), *same]}
 

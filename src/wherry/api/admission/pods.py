@@ -77,9 +77,7 @@ def add_tolerations(call: Call) -> None:
     tolerations: list[Json] = list(call.spec.get("tolerations") or ())
     for key in _LOST:
         if not any(_tolerates(toleration, key) for toleration in tolerations):
-            tolerations.append(
-                {"effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": seconds}
-            )
+            tolerations.append({"effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": seconds})
     call.spec["tolerations"] = tolerations
 
 

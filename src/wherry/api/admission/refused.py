@@ -28,4 +28,6 @@ def refuse(call: Call) -> None:
             "SCOPE.md lists what is"
         )
     if call.kind == kinds.RESOURCEQUOTAS and (call.spec.get("scopes") or call.spec.get("scopeSelector")):
-        raise Unsupported(f"resourcequotas {call.name!r}: scopes are not supported by this version of wherry: leave them out")
+        raise Unsupported(
+            f"resourcequotas {call.name!r}: scopes are not supported by this version of wherry: leave them out"
+        )

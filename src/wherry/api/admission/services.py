@@ -76,7 +76,9 @@ def _address(call: Call, spec: Json, taken: set[str]) -> list[Cause]:
     if not given:
         found = _choose(network, taken)
         if found is None:
-            return [Cause("spec.clusterIPs", "FieldValueInvalid", f"Invalid value: []: no address is free in {network}")]
+            return [
+                Cause("spec.clusterIPs", "FieldValueInvalid", f"Invalid value: []: no address is free in {network}")
+            ]
         given = found
     elif given != HEADLESS:
         problem = _refused(given, network, taken)
@@ -126,7 +128,9 @@ def _carry(spec: Json, old: Json) -> None:
         for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
             if field in old:
                 spec[field] = old[field]
-    before = {(port.get("protocol", "TCP"), port.get("port")): port.get("nodePort", 0) for port in old.get("ports") or ()}
+    before = {
+        (port.get("protocol", "TCP"), port.get("port")): port.get("nodePort", 0) for port in old.get("ports") or ()
+    }
     for port in spec.get("ports") or ():
         held = before.get((port.get("protocol", "TCP"), port.get("port")), 0)
         if kind in _NODE_TYPES and not port.get("nodePort") and held:
@@ -163,7 +167,9 @@ def _node_ports(call: Call, spec: Json, others: list[_Spec]) -> list[Cause]:
         if not number or (protocol, number) in taken:
             number = _free(call, taken, protocol)
         if not number:
-            return [Cause(f"spec.ports[{index}].nodePort", "FieldValueInvalid", "Invalid value: 0: no node port is free")]
+            return [
+                Cause(f"spec.ports[{index}].nodePort", "FieldValueInvalid", "Invalid value: 0: no node port is free")
+            ]
         port["nodePort"] = chosen[port.get("port", 0)] = number
         taken.add((protocol, number))
     if kind == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local" and not spec.get("healthCheckNodePort"):
