@@ -115,7 +115,7 @@ async def test_an_image_goes_to_another_machine_and_back_by_digest(
         assert (await pull(third, remote, "box", digest, lease=lease)).bytes_moved == 0
         with pytest.raises(NotFound, match="MANIFEST_UNKNOWN"):
             await pull(third, remote, "box", "absent", lease=lease)
-        with pytest.raises(Unauthorized, match="log in") as refused:
+        with pytest.raises(Forbidden, match="log in") as refused:
             await push(third, remote, "box", "3", digest)
         assert TOKEN not in str(refused.value)
     for child in parse_document(await third.read(digest)).children:

@@ -120,9 +120,9 @@ def clean(kind: Kind, obj: Json, options: WriteOptions, duplicates: Sequence[str
         options.warnings.extend(found.strict)
 
 
-def decode_patch(data: bytes, yaml: bool) -> Any:
+def decode_patch(data: bytes) -> Any:
     """Decode the body of a patch: any JSON value."""
-    return _yaml(data) if yaml else _json(data)
+    return _json(data)
 
 
 def _media(request: Request, *, custom: bool) -> str:

@@ -325,7 +325,7 @@ _MODES = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX",
 
 
 def _modes(path: str) -> Column:
-    return Column("Access Modes", lambda obj, _: ",".join(_MODES.get(m, m) for m in at(obj, path) or ()))
+    return Column("Access Modes", lambda obj, _: ",".join(_MODES.get(str(m), str(m)) for m in at(obj, path) or ()))
 
 
 def _volume_status(obj: Json, _: float) -> str:

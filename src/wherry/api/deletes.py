@@ -288,5 +288,6 @@ def _preconditions(kind: Kind, item: Item, options: DeleteOptions) -> None:
         if wanted and wanted != seen:
             raise Conflict(
                 f'Operation cannot be fulfilled on {kind.qualified} "{meta.name}": the {what} in the precondition '
-                f"({wanted}) does not match the {what} in record ({seen}). The object might have been deleted and then recreated"
+                f"({wanted}) does not match the {what} in record ({seen}). "
+                "The object might have been deleted and then recreated"
             )

@@ -69,6 +69,10 @@ def code_of(error: WherryError) -> int:
 def failure(error: WherryError, about: About | None = None) -> dict[str, Any]:
     """The Status object of an error. Source: Kubernetes API conventions, "Response Status Kind"."""
     code, reason = _row(error)
+    if isinstance(error, InvalidObject | NameTaken):
+        about = error.about
+    elif isinstance(error, Invalid) and not error.causes:
+        about = None  # kubectl shows either the causes or, without details, the message
     details: dict[str, Any] = {}
     if about is not None:
         pairs = (("name", about.name), ("group", about.group), ("kind", about.kind), ("uid", about.uid))
@@ -123,11 +127,28 @@ class WrongVersion(DeadlineExceeded):
         super().__init__(message, causes=(Cause("", "ResourceVersionTooLarge", "Too large resource version"),))
 
 
+class InvalidObject(Invalid):
+    """An Invalid that says itself which object it is about: a path of a creation does not."""
+
+    def __init__(self, message: str, about: About, causes: Sequence[Cause]) -> None:
+        super().__init__(message, causes=causes)
+        self.about = about
+
+
+class NameTaken(AlreadyExists):
+    """An AlreadyExists that says which object is there."""
+
+    def __init__(self, resource: str, group: str, name: str) -> None:
+        super().__init__(f'{qualified(resource, group)} "{name}" already exists')
+        self.about = About(group, resource, name)
+
+
 def invalid(kind: str, group: str, name: str, causes: Sequence[Cause]) -> Invalid:
     """An Invalid as `kubectl` users know it: `Deployment.apps "web" is invalid: spec.x: Required value`."""
     texts = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
     body = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
-    return Invalid(f'{qualified(kind, group)} "{name}" is invalid: {body}', causes=causes)
+    message = f'{qualified(kind, group)} "{name}" is invalid: {body}'
+    return InvalidObject(message, About(group, kind, name), causes)
 
 
 def qualified(resource: str, group: str) -> str:

@@ -14,7 +14,7 @@ from wherry.api import admission, bodies, deletes, strategy
 from wherry.api.bodies import WriteOptions
 from wherry.api.cache import Item, splice
 from wherry.api.core import Core
-from wherry.api.errors import invalid
+from wherry.api.errors import NameTaken, invalid
 from wherry.api.shown import at_rest, shown, shown_dict
 from wherry.api.target import Target
 from wherry.errors import AlreadyExists, BadRequest, Conflict, Unsupported, UnsupportedMediaType
@@ -100,7 +100,7 @@ async def _insert(core: Core, call: admission.Call) -> Written:
     _check(kind, obj, None, call.name)
     admission.validate(call)
     key = kind.key(call.namespace, call.name)
-    taken = AlreadyExists(f'{kind.qualified} "{call.name}" already exists')
+    taken = NameTaken(kind.plural, kind.group, call.name)
     if core.cache.get(kind.root, key) is not None:
         raise taken
     value = strategy.encode(obj)
@@ -169,14 +169,13 @@ async def read_patch(core: Core, kind: Kind, request: Request) -> Callable[[Json
             f"the body of the request was in an unknown format - accepted media types include: {', '.join(_PATCHES)};"
             f" it came as {media!r}"
         )
-    body = bodies.decode_patch(await request.body(core.settings.body_bytes), yaml=False)
-    if how != "json" and not isinstance(body, dict):
-        raise BadRequest(f"a {how} patch is an object, not {type(body).__name__}")
+    body: Any = bodies.decode_patch(await request.body(core.settings.body_bytes))
+    _must_fit(how, body)
 
     def apply(obj: Json) -> Json:
         match how:
             case "json":
-                patched = patches.json_patch(obj, body)
+                patched: Any = patches.json_patch(obj, body)
             case "merge":
                 patched = patches.merge_patch(obj, body)
             case _:
@@ -249,6 +248,11 @@ async def _replace(core: Core, call: admission.Call, item: Item) -> Written:
     else:
         version = await core.put(item.key, value, expect=item.version, note=call.note)
     return Written(splice(value, version), version)
+
+
+def _must_fit(how: str, body: object) -> None:
+    if how != "json" and not isinstance(body, dict):
+        raise BadRequest(f"a {how} patch is an object, not {type(body).__name__}")
 
 
 def _check(kind: Kind, obj: Json, old: Json | None, name: str) -> None:

@@ -25,13 +25,11 @@ class OpenApi:
 
     def index(self) -> Response:
         """GET /openapi/v3: where the document of each group-version is, by a URL that changes with our version."""
-        digest = hashlib.sha256(self._version.encode()).hexdigest()[:32].upper()
-        paths = {_path(gv): {"serverRelativeURL": f"/openapi/v3/{_path(gv)}?hash={digest}"} for gv in group_versions()}
-        return Response.json(orjson.dumps({"paths": paths}))
+        return Response.json(orjson.dumps(openapi.index()))
 
     def document(self, request: Request, path: str) -> Response:
         """GET /openapi/v3/apis/apps/v1."""
-        group_version = next((gv for gv in group_versions() if _path(gv) == path), None)
+        group_version = next((gv for gv in group_versions() if openapi.key(gv) == path), None)
         if group_version is None:
             raise NotFound(f"there is no OpenAPI document {path}")
         accept = request.headers.get("accept") or "*/*"
@@ -54,7 +52,3 @@ class OpenApi:
             return Response(200, [("Content-Type", _V2_TYPE), ("Vary", "Accept")], openapi.v2_stub())
         info = {"title": "Kubernetes", "version": self._version}
         return Response.json(orjson.dumps({"swagger": "2.0", "info": info, "paths": {}, "definitions": {}}))
-
-
-def _path(group_version: str) -> str:
-    return f"apis/{group_version}" if "/" in group_version else f"api/{group_version}"

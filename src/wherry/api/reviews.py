@@ -52,14 +52,17 @@ def _access(core: Core, user: User, target: Target, body: Json) -> Json:
 
 
 def _decide(core: Core, who: User, target: Target, spec: Json) -> Json:
-    resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    resource: Json | None = spec.get("resourceAttributes")
+    path: Json | None = spec.get("nonResourceAttributes")
     if (resource is None) == (path is None):
         message = "Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified"
         cause = Cause("spec.resourceAttributes", "FieldValueInvalid", message)
         raise invalid(target.kind.kind, target.kind.group, "", [cause])
+    ask: Ask
     if path is not None:
         ask = Ask(str(path.get("verb", "")), path=str(path.get("path", "")))
     else:
+        resource = resource or {}
         name = str(resource.get("resource", ""))
         if resource.get("subresource"):
             name = f"{name}/{resource['subresource']}"

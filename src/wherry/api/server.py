@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
 _METHOD_VERBS = {"GET": "get", "HEAD": "head", "POST": "post", "PUT": "put", "PATCH": "patch", "DELETE": "delete"}
+_UNEXPECTED = "the server met an unexpected condition; its log says more"
 _REFUSED = {
     "portforward": "port-forward",
     "proxy": "proxying",
@@ -126,6 +127,10 @@ class Api:
                 response = await self._other(request, user)
         except WherryError as error:
             response = self._failed(error, target.about if target is not None else None)
+        except Exception:
+            # A fault of ours: the log has all of it, the client a Status that says so.
+            log.exception("%s %s by %s failed", request.method, request.path, user.name)
+            response = self._failed(Unavailable(_UNEXPECTED), target.about if target is not None else None)
         if self._audit is not None:
             self._audit(
                 _audit(self.core.clock.now(), request, user, target, response.status, machine.monotonic() - began)
@@ -137,7 +142,7 @@ class Api:
         del request
         if isinstance(error, WherryError):
             return self._failed(error, None)
-        return self._failed(Unavailable("the server met an unexpected condition; its log says more"), None)
+        return self._failed(Unavailable(_UNEXPECTED), None)
 
     # ------------------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import orjson
 
-from wherry.model import convert
 from wherry.model.kinds import Kind
 
 
@@ -10,14 +9,24 @@ def shown(kind: Kind, data: bytes) -> bytes:
     """An object's bytes in the version of `kind`."""
     if not kind.stored_as:
         return data
+    from wherry.model import convert
+
     return orjson.dumps(convert.convert(orjson.loads(data), kind.storage, kind))
 
 
 def shown_dict(kind: Kind, obj: dict[str, object]) -> dict[str, object]:
     """An object at rest in the version of `kind`."""
-    return convert.convert(obj, kind.storage, kind) if kind.stored_as else obj
+    if not kind.stored_as:
+        return obj
+    from wherry.model import convert
+
+    return convert.convert(obj, kind.storage, kind)
 
 
 def at_rest(kind: Kind, obj: dict[str, object]) -> dict[str, object]:
     """An object of `kind` in the version at rest."""
-    return convert.convert(obj, kind, kind.storage) if kind.stored_as else obj
+    if not kind.stored_as:
+        return obj
+    from wherry.model import convert
+
+    return convert.convert(obj, kind, kind.storage)

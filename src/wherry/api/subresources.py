@@ -291,11 +291,8 @@ async def token(core: Core, user: User, target: Target, request: Request) -> Res
     seconds = int(spec.get("expirationSeconds") or _DEFAULT_TOKEN_S)
     low, high = _TOKEN_S
     if not low <= seconds <= high:
-        message = (
-            "may not specify a duration less than 10 minutes"
-            if seconds < low
-            else "may not specify a duration larger than 2^32 seconds"
-        )
+        bound_text = "less than 10 minutes" if seconds < low else "larger than 2^32 seconds"
+        message = f"may not specify a duration {bound_text}"
         cause = Cause("spec.expirationSeconds", "FieldValueInvalid", f"Invalid value: {seconds}: {message}")
         raise invalid("TokenRequest", "authentication.k8s.io", target.name, [cause])
     bound, node = _bound(core, user, target, spec)

@@ -103,7 +103,11 @@ def _check(target: Target, method: str) -> None:
             raise NotFound("the server could not find the requested resource")
         if target.verb not in part.verbs:
             raise MethodNotAllowed(f"{target.resource} does not have the method {method}")
-    elif target.verb not in kind.verbs or (target.name and target.verb == "create"):
+    elif (
+        target.verb not in kind.verbs
+        or (target.name and target.verb == "create")
+        or (not target.name and target.verb in ("update", "patch"))
+    ):
         raise MethodNotAllowed(f"{kind.qualified} does not have the method {method} here")
 
 

@@ -16,10 +16,16 @@ UP = Spec(
     "[--detach] [--nodes N] [--simulated N] [--root DIR]",
     (
         ROOT,
-        Option("detach", "return when ready; without it, stay in front until Ctrl-C and then stop everything", "d", "flag"),
-        Option("nodes", "real nodes; the second and later ones live in network namespaces of their own", shape="number"),
+        Option(
+            "detach", "return when ready; without it, stay in front until Ctrl-C and then stop everything", "d", "flag"
+        ),
+        Option(
+            "nodes", "real nodes; the second and later ones live in network namespaces of their own", shape="number"
+        ),
         Option("simulated", "simulated nodes, whose pods only seem to run", shape="number", default=0),
-        Option("profile", "times of failure detection", default="default", choices=("default", "fast-failover"), env=True),
+        Option(
+            "profile", "times of failure detection", default="default", choices=("default", "fast-failover"), env=True
+        ),
         Option("durability", "what an answered write survives", default="full", choices=("full", "test")),
         Option("timeout", "seconds to wait for readiness", shape="number", default=60),
         Option("owner-fd", "end everything when this file descriptor closes", shape="number"),
@@ -58,11 +64,15 @@ SERVER = Spec(
     (
         ROOT,
         Option("simulated", "how many simulated nodes", shape="number", default=2),
-        Option("profile", "times of failure detection", default="default", choices=("default", "fast-failover"), env=True),
+        Option(
+            "profile", "times of failure detection", default="default", choices=("default", "fast-failover"), env=True
+        ),
     ),
     examples=("wherry server --simulated 2 --root ./scratch",),
 )
-KUBECTL = Spec("kubectl", "Pass on to the stock kubectl with this instance's kubeconfig.", "ARGS...", (ROOT,), rest=True)
+KUBECTL = Spec(
+    "kubectl", "Pass on to the stock kubectl with this instance's kubeconfig.", "ARGS...", (ROOT,), rest=True
+)
 VERSION = Spec("version", "Print versions.", "[-o json]", (Option("output", "form", "o", default="text"),))
 
 

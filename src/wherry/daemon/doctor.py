@@ -213,7 +213,9 @@ def run_directory(instance: Instance) -> Finding:
     longest = len(str(instance.run / "nodes" / ("n" * 40) / "docker.sock"))
     if longest > 107:
         why = "a unix socket's path has at most 107 bytes"
-        return Finding("sockets", Grade.FAIL, f"paths of {longest} bytes below {instance.run}", why, "unset XDG_RUNTIME_DIR")
+        return Finding(
+            "sockets", Grade.FAIL, f"paths of {longest} bytes below {instance.run}", why, "unset XDG_RUNTIME_DIR"
+        )
     return Finding("sockets", Grade.PASS, f"below {instance.run}")
 
 

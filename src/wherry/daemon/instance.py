@@ -175,7 +175,18 @@ def reachable_by(uid: int, path: str | Path) -> bool:
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a role: a path, a locale, WHERRY_* settings and proxies; nothing else of the caller's."""
-    keep = ("PATH", "LANG", "LC_ALL", "TMPDIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+    keep = (
+        "PATH",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+    )
     env = {name: value for name, value in os.environ.items() if name in keep or name.startswith("WHERRY_")}
     env.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     env["PYTHONDONTWRITEBYTECODE"] = "1" if os.environ.get("PYTHONDONTWRITEBYTECODE") else ""

@@ -10,14 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherry.api.api import Api
 from wherry.api.kubeconfig import text as kubeconfig_text
 from wherry.api.pki import Authority
+from wherry.api.server import Api
 from wherry.api.settings import Settings as ApiSettings
 from wherry.client.api import ApiClient
 from wherry.client.protocol import Client
 from wherry.client.transports import LocalTransport
-from wherry.clock import Clock, machine
+from wherry.clock import Clock
 from wherry.controllers.runner import Controllers
 from wherry.controllers.settings import Settings as ControllerSettings
 from wherry.daemon.instance import Instance, Plan
@@ -83,7 +83,7 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIter
         await api.start()
         stack.push_async_callback(api.close)
         running = RunningServer(api, store, archive, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
-        server = Server(api.handle)
+        server = Server(api.handle, on_error=api.fail)
         stack.push_async_callback(server.close, 2.0)
         instance.api_socket.parent.mkdir(parents=True, exist_ok=True)
         await server.start_unix(instance.api_socket, mode=0o660)
@@ -107,7 +107,9 @@ def _controllers(api: Api, plan: Plan, authority: Authority, clock: Clock) -> Co
     return Controllers(lambda user: ApiClient(LocalTransport(api.serve, user)), clock=clock, settings=settings)
 
 
-async def _listen_tls(server: Server, instance: Instance, plan: Plan, authority: Authority, gateways: list[str]) -> None:
+async def _listen_tls(
+    server: Server, instance: Instance, plan: Plan, authority: Authority, gateways: list[str]
+) -> None:
     """Listen on loopback and on the nodes' addresses, which may come later (freebind), and write the kubeconfig."""
     first_service = _first_address(plan.service_cidr)
     names = [
@@ -116,7 +118,9 @@ async def _listen_tls(server: Server, instance: Instance, plan: Plan, authority:
     ]  # fmt: skip
 
     def certificates() -> tuple[Path, Path]:
-        return authority.issue_server("kube-apiserver", names, days=CERTIFICATE_DAYS).save(instance.server / "pki", "server")
+        return authority.issue_server("kube-apiserver", names, days=CERTIFICATE_DAYS).save(
+            instance.server / "pki", "server"
+        )
 
     certificate, key = await asyncio.to_thread(certificates)
     context = authority.server_context(certificate, key)

@@ -195,7 +195,9 @@ class Warden:
         waits = [1.0]
         if not any(role.plan.get("heartbeat") and role.plan.get("fence_s") for role in self.roles.values()):
             waits = [30.0]
-        waits += [max(0.0, role.due - monotonic()) for role in self.roles.values() if not role.pid and not role.stopping]
+        waits += [
+            max(0.0, role.due - monotonic()) for role in self.roles.values() if not role.pid and not role.stopping
+        ]
         if self.ending:
             waits.append(0.2)
         return int(min(waits) * 1000) + 1

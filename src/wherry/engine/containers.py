@@ -93,7 +93,7 @@ class Containers:
                     await self._make_run(life)
                 except CommandFailed as error:
                     log.info("container %s: %s", record.name, error.message)
-                    await self._runs.clear(life.record, self._sandbox_of(life.record))
+                    await self._runs.clear(life.record, self.sandbox_of(life.record))
                     self._put(life, replace(life.record, stage=Stage.CREATED, monitor=None, process=None))
                 self._put(life, replace(life.record, acknowledged=True))
             except BaseException as error:
@@ -163,6 +163,8 @@ class Containers:
             await self._kill_hard(life, life.run)
         async with life.lock:
             if life.record.stage is Stage.REMOVING:
+                if life.removal is not None and life.removal.done():  # it failed the last time
+                    self.begin_removal(life)
                 return
             if life.is_running and life.run is not None:  # started again just before
                 await self._kill_hard(life, life.run)
@@ -170,15 +172,29 @@ class Containers:
             self._put(life, replace(life.record, stage=Stage.REMOVING, name=""))
             self._settings.arrow("removing")
         self._tell(life, "destroy")
-        self._tasks.start(self.finish_removal(life), f"remove container {life.record.id[:12]}", settling=True)
+        self.begin_removal(life)
+
+    def begin_removal(self, life: Life) -> None:
+        """Have everything of it taken away behind."""
+        work = self.finish_removal(life)
+        life.removal = self._tasks.start(work, f"remove container {life.record.id[:12]}", settling=True)
+
+    async def gone(self, life: Life) -> None:
+        """Wait until nothing of a removed container is left. Raises Broken when something stays."""
+        if life.removal is not None:
+            await asyncio.wait((life.removal,))
+        if self.lives.get(life.record.id) is life:
+            raise Broken(
+                f"container {life.record.id[:12]}: it is dead, but not all of it could be taken away; see the log"
+            )
 
     # views ------------------------------------------------------------------------------------------------------------
     def show(self, life: Life) -> Container:
         """Show a container."""
-        sandbox = self._sandbox_of(life.record)
+        sandbox = self.sandbox_of(life.record)
         return view(life, sandbox.address if sandbox is not None else "")
 
-    def list(self) -> Sequence[Container]:
+    def all(self) -> Sequence[Container]:
         """Show all that callers know of."""
         return [
             self.show(life)
@@ -189,10 +205,17 @@ class Containers:
     def running(self, ref: str) -> tuple[Life, Run, SandboxRecord]:
         """Find a running container with its run and sandbox. Raises NotFound, Conflict."""
         life = self.lives.find(ref)
-        sandbox = self._sandbox_of(life.record)
+        sandbox = self.sandbox_of(life.record)
         if life.run is None or not life.is_running or sandbox is None:
             raise Conflict(f"container {life.record.name}: it does not run")
         return life, life.run, sandbox
+
+    def sandbox_of(self, record: ContainerRecord) -> SandboxRecord | None:
+        """Find a container's sandbox; None when it is gone."""
+        try:
+            return self._sandboxes.row(record.sandbox)
+        except NotFound:
+            return None
 
     def users_of(self, image_id: str) -> Sequence[str]:
         """Name the containers that were made from an image."""
@@ -223,7 +246,7 @@ class Containers:
         life = self.lives.get(id)
         if life is None or life.run is None or life.run.ended.is_set():
             return
-        sandbox = self._sandbox_of(life.record)
+        sandbox = self.sandbox_of(life.record)
         exit = self._runs.read_exit(life.record, sandbox)
         if exit is None and not monitor_ended:
             return
@@ -239,6 +262,7 @@ class Containers:
         has_started = life.record.stage in (Stage.STARTED, Stage.STARTING)
         if run is not None:
             run.ended.set()
+        life.wake()
         if not has_started:
             if run is not None:
                 self._tasks.start(self._clear_unstarted(life, run), f"clear {life.record.id[:12]}", settling=True)
@@ -249,9 +273,7 @@ class Containers:
             self._tell(life, "oom")
         self._tell(life, "die", exitCode=str(exit.code))
         policy = restarts.parse(life.record.spec.restart)
-        again = restarts.should_restart(
-            policy, exit, restarts=life.record.restarts, stopped=life.record.stopped
-        )
+        again = restarts.should_restart(policy, exit, restarts=life.record.restarts, stopped=life.record.stopped)
         life.tell_waiters(exit)
         self._tasks.start(self._after(life, run, again=again), f"clear {life.record.id[:12]}", settling=True)
         if again:
@@ -268,7 +290,7 @@ class Containers:
         pause_s = 0.05
         for attempt in range(1, CLEAR_ATTEMPTS + 1):
             try:
-                await self._runs.clear(life.record, self._sandbox_of(life.record))
+                await self._runs.clear(life.record, self.sandbox_of(life.record))
                 return
             except Broken as error:
                 if attempt == CLEAR_ATTEMPTS:
@@ -283,6 +305,7 @@ class Containers:
         if life.run is not None:
             if not life.run.ended.is_set():
                 life.run.ended.set()
+                life.wake()
                 await self._end_process(life, life.run)
             self._close(life.run)
         await self.clear_run(life)
@@ -307,7 +330,9 @@ class Containers:
             raise Invalid(f"container id {id!r}: 64 lower-case hex digits")
         name = spec.name.removeprefix("/") or id[:12]
         if _NAME.fullmatch(name) is None:
-            raise Invalid(f"container name {name!r}: letters, digits, '_', '.' and '-', beginning with a letter or digit")
+            raise Invalid(
+                f"container name {name!r}: letters, digits, '_', '.' and '-', beginning with a letter or digit"
+            )
         if self.lives.has(id) or self.lives.has(name):
             raise AlreadyExists(f"container name {name!r} is taken: remove that container, or use another name")
         if spec.log_driver not in ("cri", "none"):
@@ -359,8 +384,9 @@ class Containers:
                 await self._sandboxes.ensure(self._own_sandbox(record.spec, record.id))
             self._settings.arrow("sandbox")
 
-            def spawned(monitor: processes.Identity) -> None:
-                self._put(life, replace(life.record, stage=Stage.SPAWNED, monitor=monitor))
+            def spawned(monitor: processes.Identity, mount_points: Sequence[str]) -> None:
+                points = [*dict.fromkeys((*life.record.mount_points, *mount_points))]
+                self._put(life, replace(life.record, stage=Stage.SPAWNED, monitor=monitor, mount_points=points))
                 self._settings.arrow("spawned")
 
             made = await self._runs.make(record, self._sandboxes.row(record.sandbox), image.config, spawned)
@@ -403,7 +429,9 @@ class Containers:
             await asyncio.shield(self._fail_start(life, exit))
             raise
         except BaseException:
-            await asyncio.shield(self._fail_start(life, Exit(CREATE_FAILED, machine.now(), error="start was cut short")))
+            await asyncio.shield(
+                self._fail_start(life, Exit(CREATE_FAILED, machine.now(), error="start was cut short"))
+            )
             raise
 
     async def _fail_start(self, life: Life, exit: Exit) -> None:
@@ -411,13 +439,15 @@ class Containers:
         run = life.run
         if run is not None:
             run.ended.set()
+            life.wake()
             self._close(run)
         await self.clear_run(life)
         if run is not None:
             run.cleared.set()
             life.run = None
         self._put(
-            life, replace(life.record, stage=Stage.EXITED, exit=exit, has_run=True, monitor=None, process=None, stopped=True)
+            life,
+            replace(life.record, stage=Stage.EXITED, exit=exit, has_run=True, monitor=None, process=None, stopped=True),
         )
         life.tell_waiters(exit)
         self._tell(life, "die", exitCode=str(exit.code))
@@ -445,7 +475,7 @@ class Containers:
             ) from None
 
     async def _send_kill(self, life: Life, run: Run) -> None:
-        sandbox = self._sandbox_of(life.record)
+        sandbox = self.sandbox_of(life.record)
         if sandbox is not None and sandbox.spec.host_pid:  # without a PID namespace its children would live on
             await self._runs.kill_all(life.record, sandbox)
         else:
@@ -510,12 +540,6 @@ class Containers:
         self._records.put_container(record)
         life.record = record
 
-    def _sandbox_of(self, record: ContainerRecord) -> SandboxRecord | None:
-        try:
-            return self._sandboxes.row(record.sandbox)
-        except NotFound:
-            return None
-
     def _tell(self, life: Life, action: str, **attributes: str) -> None:
         record = life.record
         self._events.tell(
@@ -552,4 +576,3 @@ def _remove_logs(record: ContainerRecord) -> None:
     for path in (record.log_path, *(f"{record.log_path}.{i}" for i in range(1, record.spec.log_max_files + 1))):
         with suppress(OSError):
             os.unlink(path)
-

@@ -50,5 +50,7 @@ class _Reader:
 
     async def get(self) -> EngineEvent:
         if self._lost:
-            raise Expired(f"events: this reader is more than {QUEUE_EVENTS} events behind; list, then read events again")
+            raise Expired(
+                f"events: this reader is more than {QUEUE_EVENTS} events behind; list, then read events again"
+            )
         return await self._queue.get()

@@ -64,7 +64,7 @@ class Images:
         """Find an image as `find` does, without its names: the fast way to start a container."""
         return await self.known(await self._digest_of(ref))
 
-    async def list(self) -> Sequence[Image]:
+    async def all(self) -> Sequence[Image]:
         """List the images; those with damaged documents are left out, with a warning."""
         by_id: dict[Digest, tuple[Known, list[str]]] = {}
         for holder, digest in await self._content.holders(HOLDER):
@@ -77,6 +77,21 @@ class Images:
             if not _is_nameless(holder):
                 names.append(holder.removeprefix(HOLDER))
         return [_image(known, names) for known, names in by_id.values()]
+
+    async def named(self, ref: str) -> tuple[Known, str]:
+        """Find an image, and the whole name it was asked for by ("" for an id)."""
+        known = await self.resolve(ref)
+        return known, "" if _looks_like_id(ref, known) else str(parse_name(ref))
+
+    async def layers(self) -> set[str]:
+        """Name the diff ids of all images."""
+        found: set[str] = set()
+        for _, digest in await self._content.holders(HOLDER):
+            try:
+                found.update(diff_id for _, diff_id in (await self.known(digest)).layers)
+            except WherryError as error:
+                log.debug("image %s: %s", digest, error.message)
+        return found
 
     async def known(self, digest: Digest) -> Known:
         """Read a manifest and its config, once. Raises NotFound, Damaged, Invalid."""
@@ -97,7 +112,9 @@ class Images:
             id=document.config.digest,
             digest=digest,
             config=msgspec.json.decode(data),
-            layers=tuple((layer.digest, diff) for layer, diff in zip(document.layers, config.rootfs.diff_ids, strict=True)),
+            layers=tuple(
+                (layer.digest, diff) for layer, diff in zip(document.layers, config.rootfs.diff_ids, strict=True)
+            ),
             size_bytes=sum(layer.size for layer in document.layers) + document.config.size,
             created=_time(config.created),
         )
@@ -201,7 +218,9 @@ class Images:
         if name is None and len(same) > 1 and not force:
             raise Conflict(f"image {ref} has {len(same)} names ({', '.join(same)}): remove them by name, or use force")
         if is_last and users and not force:
-            raise Conflict(f"image {ref} is used by container {users[0][:12]}: remove that container first, or use force")
+            raise Conflict(
+                f"image {ref} is used by container {users[0][:12]}: remove that container first, or use force"
+            )
         lines: list[str] = []
         for gone in going:
             await self._content.release(f"{HOLDER}{gone}")

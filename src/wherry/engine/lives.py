@@ -1,7 +1,7 @@
 """Containers in memory: the row, and the present run with those who wait for its end."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from wherry.engine.records import ContainerRecord, Stage
@@ -31,13 +31,25 @@ class Life:
     run: Run | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiters: list["asyncio.Future[Exit]"] = field(default_factory=list["asyncio.Future[Exit]"])
+    listeners: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
     restart: "asyncio.Task[None] | None" = None
+    removal: "asyncio.Task[None] | None" = None
     delay_s: float = 0.0
 
     @property
     def is_running(self) -> bool:
         """Its process has been let go and has not ended."""
         return self.record.stage is Stage.STARTED and self.run is not None and not self.run.ended.is_set()
+
+    @property
+    def may_write(self) -> bool:
+        """There may come more of its log."""
+        return self.run is not None and not self.run.ended.is_set()
+
+    def wake(self) -> None:
+        """Tell those who follow it that its run has ended."""
+        for listener in tuple(self.listeners):
+            listener()
 
     def tell_waiters(self, exit: Exit) -> None:
         """Give the exit to those who wait for it."""

@@ -36,6 +36,7 @@ class ContainerRecord:
 
     `acknowledged`: `create` has returned, so the container is somebody's and a failed run leaves it EXITED, not removed.
     `stopped`: a person ended it, so restart policies keep quiet. `layers` are diff ids, lowest first.
+    `mount_points`: paths in its root that only the runtime made, to mount on.
     """
 
     id: str
@@ -59,6 +60,7 @@ class ContainerRecord:
     restarts: int = 0
     stopped: bool = False
     has_run: bool = False
+    mount_points: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,9 @@ class Records:
                 (record.id, record.name or None, self._encoder.encode(record)),
             )
         except sqlite3.IntegrityError:
-            raise AlreadyExists(f"container name {record.name!r} is taken: remove that container, or use another name") from None
+            raise AlreadyExists(
+                f"container name {record.name!r} is taken: remove that container, or use another name"
+            ) from None
         except sqlite3.Error as error:
             raise Broken(f"container {record.id[:12]}: cannot be recorded: {error}") from error
 

@@ -81,9 +81,10 @@ class Runs:
         record: ContainerRecord,
         sandbox: SandboxRecord,
         image: Mapping[str, Any],
-        spawned: Callable[[Identity], None],
+        spawned: Callable[[Identity, Sequence[str]], None],
     ) -> Made:
-        """Create a container, its process waiting for `runtime.start`; `spawned` is told of conmon before it goes on.
+        """Create a container, its process waiting for `runtime.start`; `spawned` is told of conmon before it goes on,
+        and of the mount points that the image does not have.
 
         Raises CommandFailed, Invalid or Broken; what is left then is for `clear`.
         """
@@ -94,12 +95,12 @@ class Runs:
             if mount.kind == "bind" and not os.path.exists(mount.source):
                 raise Invalid(f"container {record.name}: bind source {mount.source!r} does not exist on this machine")
         self._snapshots.mount(record.id, record.layers)
-        document = self._document(record, sandbox, image)
+        document, made_points = self._document(record, sandbox, image)
         (bundle / "config.json").write_bytes(msgspec.json.encode(document))
         argv = self._monitor_argv(record, bundle)
         waiting = await monitor.spawn(self.runtime, argv, bundle, lambda pid: self._groups.enter("conmon", pid))
         try:
-            spawned(waiting.identity)
+            spawned(waiting.identity, made_points)
             pid = await waiting.go(f"container {record.name}", self._settings.create_timeout_s)
             process = processes.identify(pid)
             if process is None:
@@ -206,11 +207,12 @@ class Runs:
 
     def _document(
         self, record: ContainerRecord, sandbox: SandboxRecord, image: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Sequence[str]]:
         spec = record.spec
         root = self._paths.bundle(record.id) / "rootfs"
         fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            points = [mount.target for mount in spec.mounts if not _is_there(fd, mount.target)]
             user = users.look_up(fd, specs.user_of(spec, image), spec.groups)
             try:
                 engine_calls.make_directories(fd, specs.working_directory(spec, image))
@@ -219,9 +221,7 @@ class Runs:
                 raise Invalid(f"container {record.name}: working directory {where!r}: {error.strerror}") from error
         finally:
             os.close(fd)
-        held = capabilities.choose(
-            spec.cap_add, spec.cap_drop, privileged=spec.privileged, available=self._available
-        )
+        held = capabilities.choose(spec.cap_add, spec.cap_drop, privileged=spec.privileged, available=self._available)
         rules, filter_text = self._seccomp(record, held)
         fresh = ["pid", "mount"] if not sandbox.spec.host_pid else ["mount"]
         if self._groups.version == 2:
@@ -245,7 +245,7 @@ class Runs:
             seccomp_filter=filter_text,
             devices=host_devices() if spec.privileged else (),
         )
-        return specs.make(spec, image, place)
+        return specs.make(spec, image, place), points
 
     def _seccomp(self, record: ContainerRecord, held: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
         """Return the rules and, for crun, the compiled filter; both are made once for each set of capabilities."""
@@ -264,6 +264,14 @@ class Runs:
                 self._filters.clear()
             self._filters[key] = found
         return found
+
+
+def _is_there(root: int, path: str) -> bool:
+    try:
+        os.close(engine_calls.open_beneath(root, path, os.O_PATH))
+    except OSError:
+        return False
+    return True
 
 
 def host_devices() -> Sequence[specs.Device]:

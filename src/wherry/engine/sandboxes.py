@@ -84,7 +84,7 @@ class Sandboxes:
             raise NotFound(f"sandbox {id}: there is none")
         return record
 
-    def list(self) -> Sequence[Sandbox]:
+    def all(self) -> Sequence[Sandbox]:
         """List them, oldest first."""
         return [_sandbox(record, self._paths) for record in self._rows.values() if not record.removing]
 
@@ -156,9 +156,7 @@ class Sandboxes:
         directory.mkdir(mode=0o755, exist_ok=True)
         self._groups.create(self._cgroup_of(spec), _limits(spec.limits))
         if kinds := kinds_of(spec):
-            await namespaces.create_async(
-                str(self._pins(spec.id)), kinds, hostname=spec.hostname, sysctls=spec.sysctls
-            )
+            await namespaces.create_async(str(self._pins(spec.id)), kinds, hostname=spec.hostname, sysctls=spec.sysctls)
         self._arrow("sandbox:namespaces")
         address = ""
         if spec.network == "pod":
@@ -219,7 +217,10 @@ def check(spec: SandboxSpec) -> None:
         raise Invalid(f"sandbox {spec.id}: hostname {spec.hostname!r}: up to 64 letters, digits, '-' and '.'")
     for name in spec.sysctls:
         if _ALLOWED_SYSCTLS.fullmatch(name) is None:
-            raise Invalid(f"sandbox {spec.id}: sysctl {name} is not of a namespace: only net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*")
+            raise Invalid(
+                f"sandbox {spec.id}: sysctl {name} is not of a namespace: only net.*, kernel.shm*, kernel.msg*, "
+                "kernel.sem and fs.mqueue.* are"
+            )
         if name.startswith("net.") and spec.network == "host":
             raise Invalid(f"sandbox {spec.id}: sysctl {name} would be the machine's, since the network is")
     if spec.share_pid:

@@ -148,5 +148,5 @@ def _architectures(profile: Mapping[str, Any], arch: str) -> list[str]:
     native = _SCMP.get(arch)
     for entry in profile.get("archMap") or ():
         if entry["architecture"] == native:
-            return [native, *entry["subArchitectures"]]
+            return [str(native), *entry["subArchitectures"]]
     return [native] if native else []

@@ -55,10 +55,9 @@ class Snapshots:
         for entry in list(os.scandir(self._paths.snapshots)):
             if entry.name.startswith("making-"):
                 trash.put(self._paths, Path(entry.path))
-            elif entry.name.endswith(".new"):
-                if Path(entry.path).read_text() != self._boot_id:
-                    trash.put(self._paths, Path(entry.path.removesuffix(".new")))
-                    Path(entry.path).unlink()
+            elif entry.name.endswith(".new") and Path(entry.path).read_text() != self._boot_id:
+                trash.put(self._paths, Path(entry.path.removesuffix(".new")))
+                Path(entry.path).unlink()
 
     async def ensure(self, layers: Sequence[tuple[Digest, str]], what: str) -> None:
         """Unpack the layers (blob digest, diff id) that are not unpacked. Raises Damaged, Invalid, NotFound, Broken."""
@@ -91,7 +90,7 @@ class Snapshots:
         gone = 0
         for entry in list(os.scandir(self._paths.snapshots)):
             name = entry.name.removesuffix(".new")
-            if name in keep or name.startswith("making-") or (lock := self._locks.get(name)) and lock.locked():
+            if name in keep or name.startswith("making-") or ((lock := self._locks.get(name)) and lock.locked()):
                 continue
             if entry.name.endswith(".new"):
                 Path(entry.path).unlink(missing_ok=True)

@@ -88,7 +88,7 @@ class Place:
 def command_line(spec: ContainerSpec, image: Mapping[str, Any]) -> list[str]:
     """Merge entrypoint and command as Docker does: a new entrypoint drops the image's command. Raises Invalid if empty."""
     config = _config(image)
-    entrypoint = list(spec.entrypoint) if spec.entrypoint is not None else list(config.get("Entrypoint") or ())
+    entrypoint: list[str] = list(spec.entrypoint if spec.entrypoint is not None else config.get("Entrypoint") or ())
     if entrypoint == [""]:  # `--entrypoint ""` takes the image's away
         entrypoint = []
     command = list(spec.command or ())
@@ -228,7 +228,9 @@ def _check(limits: Limits) -> None:
     for name, lowest in least.items():
         value = getattr(limits, name)
         if value is not None and value < lowest:
-            raise Invalid(f"limit {name}={value}: at least {lowest} is needed", causes=[Cause(name, "Invalid", "too low")])
+            raise Invalid(
+                f"limit {name}={value}: at least {lowest} is needed", causes=[Cause(name, "Invalid", "too low")]
+            )
     if not 1000 <= limits.cpu_period_us <= 1_000_000:
         raise Invalid(f"limit cpu_period_us={limits.cpu_period_us}: from 1000 to 1000000 microseconds")
     if limits.cpuset_cpus and re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", limits.cpuset_cpus) is None:

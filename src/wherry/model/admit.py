@@ -8,7 +8,7 @@ from typing import Any
 
 from wherry.errors import Cause
 from wherry.model import checks, defaults, pruning, schema
-from wherry.model.checks import metadata
+from wherry.model.checks import metadata, pods
 from wherry.model.kinds import Kind
 from wherry.model.pruning import Findings
 
@@ -37,9 +37,19 @@ def default(kind: Kind, obj: dict[str, Any]) -> None:
         fill(obj)
 
 
-def check(kind: Kind, obj: dict[str, Any], old: dict[str, Any] | None = None) -> list[Cause]:
-    """Say all that is wrong with an object that has been pruned and filled in; `old` is what it replaces."""
+def check(kind: Kind, obj: dict[str, Any], old: dict[str, Any] | None = None, subresource: str = "") -> list[Cause]:
+    """Say all that is wrong with an object that has been pruned and filled in; `old` is what it replaces.
+
+    `subresource` says which part is written: of `status` and `binding` only metadata is checked, as the server keeps
+    the spec; `ephemeralcontainers` may add what an update of a Pod may not.
+    """
     causes = metadata.check(kind, obj, old)
+    if subresource in ("status", "binding", "approval", "finalize"):
+        return causes
+    if subresource in ("ephemeralcontainers", "resize") and old is not None:
+        return causes + (
+            pods.check_ephemeral(obj, old) if subresource == "ephemeralcontainers" else pods.check(obj, None)
+        )
     own = checks.TABLE.get(kind)
     if own is not None:
         causes += own(obj, old)

@@ -26,12 +26,8 @@ SOURCE_SHA256: Final = "e1cc369ddafebc822940791b134361062e1b754a393104857ede92a8
 PATH: Final = Path(__file__).with_name("schema.bin")
 
 META: Final = "io.k8s.apimachinery.pkg.apis.meta.v1."
-EXTRA_ROOTS: Final = (
-    META + "ObjectMeta",
-    META + "Status",
-    META + "WatchEvent",
-    META + "APIGroup",
-    META + "APIVersions",
+EXTRA_ROOTS: Final = tuple(
+    META + name for name in ("ObjectMeta", "Status", "Patch", "WatchEvent", "APIGroup", "APIVersions")
 )
 """Definitions needed beside those of the kinds, their lists and whatever these refer to."""
 

@@ -69,9 +69,9 @@ class Term:
 
     def matches(self, pod: PodInfo, namespaces: Mapping[str, Mapping[str, str]]) -> bool:
         """Whether the term means this pod; `namespaces` are the labels of each."""
-        if pod.namespace not in self._namespaces:
-            if self._by_labels is None or not self._by_labels.matches(namespaces.get(pod.namespace, {})):
-                return False
+        named = pod.namespace in self._namespaces
+        if not named and (self._by_labels is None or not self._by_labels.matches(namespaces.get(pod.namespace, {}))):
+            return False
         if any(pod.labels.get(key) == value for key, value in self._unlike.items()):
             return False
         return self._selector.matches(pod.labels)

@@ -5,7 +5,7 @@ A `Topology` is worked out once for one pod against the state; each node then as
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wherry.client.taints import NO_EXECUTE, NO_SCHEDULE, untolerated
 from wherry.model.selectors import LabelSelector
@@ -43,7 +43,7 @@ class Topology:
     """Domains with pods that the pod refuses to be near."""
     refusing: frozenset[Domain] = frozenset()
     """Domains with pods that refuse to be near the pod."""
-    liked: Mapping[Domain, int] = {}  # noqa: RUF009: never written
+    liked: Mapping[Domain, int] = field(default_factory=dict[Domain, int])
     """Weights of preferred affinity, negative for anti-affinity, by domain."""
 
 

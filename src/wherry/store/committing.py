@@ -83,6 +83,11 @@ class Committer:
         self._last_shown = head.last
         self._undropped: list[Life] = []
 
+    @property
+    def at_fault(self) -> bool:
+        """Whether writes are refused."""
+        return self._fault is not None
+
     def room(self) -> None:
         """Raise TooManyRequests when too much waits already."""
         settings = self._settings
@@ -196,12 +201,12 @@ class Committer:
 
     async def heal(self) -> None:
         """Return when writes are taken; ask the disk again when it is time; raise Unavailable while it takes none."""
-        if self._fault is None:
+        if not self.at_fault:
             return
         async with self._healing:
             fault = self._fault
             if fault is None:
-                return
+                return  # another writer has asked meanwhile
             words = f"{self._name}: no writes are taken since {fault.message}"
             if fault.retry_at is None:
                 raise Unavailable(f"{words}; what is on the disk is known only after a restart")

@@ -87,7 +87,7 @@ class Head:
         self._connection = _open(self.path, durability)
         (self.last,) = self._connection.execute("SELECT COALESCE(MAX(id) / 65536, ?) FROM log", (first - 1,)).fetchone()
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-        self.size_bytes: int = pages * PAGE_BYTES
+        self.size_bytes: int = pages * PAGE_BYTES if self.last >= first else 0
 
     @property
     def connection(self) -> sqlite3.Connection:

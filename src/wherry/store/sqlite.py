@@ -309,9 +309,10 @@ class SqliteStore:
 
     async def _roll_in_background(self) -> None:
         try:
-            async with self._files:
-                await self._roll()
-            self._roll_at_bytes = self._settings.roll_bytes
+            while self._committer.head.size_bytes >= self._roll_at_bytes and not self._closed:
+                async with self._files:
+                    await self._roll()
+                self._roll_at_bytes = self._settings.roll_bytes
         except (OSError, sqlite3.Error) as error:
             self._roll_at_bytes = self._committer.head.size_bytes + self._settings.roll_bytes  # goes on in the old one
             log.warning("store %s: no new log could be begun: %s", self.root, error)

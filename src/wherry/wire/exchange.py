@@ -81,6 +81,7 @@ class ClientConnection(asyncio.Protocol):
         self._outflow = Outflow()
         self._parser: Any = None
         self._head: asyncio.Future[HttpAnswer] | None = None
+        self._exchange: asyncio.Future[HttpAnswer] | None = None  # as long as this exchange runs
         self._answer: HttpAnswer | None = None
         self._inflow: Inflow | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -125,7 +126,7 @@ class ClientConnection(asyncio.Protocol):
         self._wants_stream = wants_stream
         self._started = self._raw = self._until_close = False
         self._keep_alive = False
-        future = self._head = asyncio.get_running_loop().create_future()
+        future = self._head = self._exchange = asyncio.get_running_loop().create_future()
         try:
             if isinstance(body, bytes) and len(body) <= HIGH_BYTES:
                 self._sent = True
@@ -140,10 +141,9 @@ class ClientConnection(asyncio.Protocol):
             except TimeoutError:
                 raise DeadlineExceeded(f"{self._name} did not answer {method} within {head_s:g} s") from None
         except BaseException:
-            self._finish(reusable=False)
+            if self._exchange is future:  # else the answer was whole, and another exchange may have the connection by now
+                self._finish(reusable=False)
             raise
-        finally:
-            self._head = None
         return answer, self._stream
 
     def leave(self, answer: HttpAnswer) -> None:
@@ -181,7 +181,8 @@ class ClientConnection(asyncio.Protocol):
             pass  # the reading side says what happened; the server may have answered before it closed
         except Exception as error:
             self._break(error)
-            self.transport.abort()
+            if not self._lost:  # asyncio's abort may fail on a transport that is gone
+                self.transport.abort()
 
     # asyncio's side -----------------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -201,9 +202,6 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if not self._raw:
-                self._broken("it changed the protocol unasked")
-                return
             self._rest.append(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if self._busy:
@@ -265,6 +263,8 @@ class ClientConnection(asyncio.Protocol):
         status: int = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             return
+        if status == 101 and not self._wants_stream:
+            raise ValueError("it changed the protocol unasked")
         fields = Headers.received(self._headers)
         framed = "content-length" in fields or "transfer-encoding" in fields
         self._keep_alive = self._parser.should_keep_alive()
@@ -333,6 +333,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._busy:
             return
         self._busy = False
+        self._head = self._exchange = None
         inflow, self._inflow, self._answer = self._inflow, None, None
         if inflow is not None and not self._lost:
             inflow.fail(Unavailable(f"the answer of {self._name} was let go"))

@@ -79,7 +79,8 @@ class Stream(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close both sides at once, dropping what waits."""
-        self._transport.abort()
+        if not self._outflow.lost:  # asyncio's abort may fail on a transport that is gone
+            self._transport.abort()
 
     # asyncio's side -----------------------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:

@@ -105,6 +105,8 @@ class WebSocket:
                 async with machine.timeout(CLOSE_S):
                     while await self.recv() is not None:
                         pass
+        with contextlib.suppress(ConnectionError):
+            await self._stream.finish(CLOSE_S)
         self._stream.close()
 
     async def _take(self, frame: Frame) -> bytes | str | None:

@@ -1,0 +1,82 @@
+"""Docker's filters: `{"label": ["a=b"]}` or `{"label": {"a=b": true}}`, and what each means for a container or an image."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from wherry.doors.docker.answers import familiar
+from wherry.engine.types import Container, Image
+from wherry.errors import BadRequest
+
+Filters = Mapping[str, Sequence[str]]
+
+
+def parse(text: str | None, known: Sequence[str]) -> Filters:
+    """Read the `filters` parameter. Raises BadRequest for what is not JSON of this form, or a filter that we do not know."""
+    if not text:
+        return {}
+    try:
+        raw = msgspec.json.decode(text, type=dict[str, dict[str, bool] | list[str]])
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"invalid filter: {error}") from None
+    for name in raw:
+        if name not in known:
+            raise BadRequest(f"invalid filter '{name}'")
+    return {
+        name: [each for each, on in values.items() if on] if isinstance(values, dict) else values
+        for name, values in raw.items()
+    }
+
+
+def has_labels(labels: Mapping[str, str], wanted: Sequence[str]) -> bool:
+    """Whether all `KEY` or `KEY=VALUE` hold."""
+    for each in wanted:
+        key, equals, value = each.partition("=")
+        if key not in labels or (equals and labels[key] != value):
+            return False
+    return True
+
+
+CONTAINER = ("id", "name", "label", "status", "ancestor", "exited")
+
+
+def matches_container(container: Container, filters: Filters, image_names: Sequence[str]) -> bool:
+    """Whether a container passes."""
+    end = container.exit
+    tests = {
+        "id": lambda values: any(container.id.startswith(each) for each in values),
+        "name": lambda values: any(each.lstrip("/^").rstrip("$") in container.name for each in values),
+        "label": lambda values: has_labels(container.spec.labels, values),
+        "status": lambda values: container.state.value in values,
+        "ancestor": lambda values: any(
+            each in (container.image_id, container.spec.image)
+            or container.image_id.removeprefix("sha256:").startswith(each)
+            or each in image_names
+            or f"{each}:latest" in image_names
+            for each in values
+        ),
+        "exited": lambda values: end is not None and str(end.code) in values,
+    }
+    return all(tests[name](values) for name, values in filters.items())
+
+
+IMAGE = ("label", "reference", "dangling")
+
+
+def matches_image(image: Image, filters: Filters) -> bool:
+    """Whether an image passes."""
+    names = [familiar(name) for name in image.names]
+    labels = (image.config.get("config") or {}).get("Labels") or {}
+    for name, values in filters.items():
+        if name == "label" and not has_labels(labels, values):
+            return False
+        if name == "dangling" and any((not names) != (value in ("true", "1")) for value in values):
+            return False
+        if name == "reference" and not any(
+            fnmatch.fnmatchcase(each, pattern) or fnmatch.fnmatchcase(each.rpartition(":")[0], pattern)
+            for each in names
+            for pattern in values
+        ):
+            return False
+    return True

@@ -1,0 +1,272 @@
+"""What people ask of Docker's API, as values of the engine. What is not supported is refused by its own name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, Mount, SandboxSpec
+from wherry.errors import BadRequest, Unsupported
+
+Json = Mapping[str, Any]
+
+READ = frozenset(
+    {
+        "Image", "Cmd", "Entrypoint", "Env", "WorkingDir", "User", "Hostname", "Labels", "Tty", "OpenStdin", "StdinOnce",
+        "StopSignal", "StopTimeout", "HostConfig", "NetworkingConfig",
+    }
+)  # fmt: skip
+"""Fields of the body that are carried out."""
+
+INFORMATIVE = frozenset({"AttachStdin", "AttachStdout", "AttachStderr", "ExposedPorts", "ArgsEscaped"})
+"""Fields that change nothing for the engine: the client's own choice of streams, ports that an image merely names."""
+
+READ_HOST = frozenset(
+    {
+        "Binds", "Mounts", "Tmpfs", "NetworkMode", "AutoRemove", "RestartPolicy", "Memory", "MemorySwap", "NanoCpus",
+        "NanoCPUs",
+        "CpuShares", "CpuQuota", "CpuPeriod", "CpusetCpus", "PidsLimit", "CapAdd", "CapDrop", "Privileged", "ReadonlyRootfs",
+        "SecurityOpt", "Dns", "DnsSearch", "DnsOptions", "ExtraHosts", "PidMode", "IpcMode", "LogConfig", "GroupAdd", "Sysctls",
+    }
+)  # fmt: skip
+
+HARMLESS: Mapping[str, Sequence[Any]] = {
+    "ConsoleSize": (),
+    "MemorySwappiness": (-1,),
+    "Isolation": ("default",),
+    "ShmSize": (67108864,),
+    "CgroupnsMode": ("private", "host"),
+    "UTSMode": (),
+    "MaskedPaths": (),
+    "ReadonlyPaths": (),
+    "OomScoreAdj": (),
+    "MacAddress": (),
+}
+"""Fields of HostConfig that clients send by default, with the values that ask for nothing (besides the empty ones)."""
+
+HIJACK = "application/vnd.docker.raw-stream"
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or value == 0 or value == [] or value == {} or value == [0, 0]
+
+
+def _refuse_unknown(body: Json, known: frozenset[str], where: str) -> None:
+    for name, value in body.items():
+        if name in known or _is_empty(value) or name == "ConsoleSize":
+            continue
+        if name in HARMLESS and value in HARMLESS[name]:
+            continue
+        raise Unsupported(f"{where}{name} is not supported by wherry: {value!r}")
+
+
+def words(value: Any) -> Sequence[str] | None:
+    """A command: a list, a single string, or none."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [value]
+    return [str(each) for each in value]
+
+
+def container_spec(body: Json, name: str) -> ContainerSpec:
+    """Read `POST /containers/create`. Raises BadRequest for what cannot be read, Unsupported for what we do not have."""
+    _refuse_unknown(body, READ | INFORMATIVE | {"Volumes"}, "")
+    host: Json = body.get("HostConfig") or {}
+    _refuse_unknown(host, READ_HOST, "HostConfig.")
+    _check_networking(body.get("NetworkingConfig") or {}, host)
+    image = body.get("Image")
+    if not image:
+        raise BadRequest("Image: no image is named")
+    stop = body.get("StopTimeout")
+    entrypoint = words(body.get("Entrypoint"))
+    security = _security(host.get("SecurityOpt") or ())
+    return ContainerSpec(
+        name=name,
+        image=str(image),
+        entrypoint=entrypoint or None,
+        command=words(body.get("Cmd")),
+        env=[str(each) for each in body.get("Env") or ()],
+        workdir=str(body.get("WorkingDir") or ""),
+        user=str(body.get("User") or ""),
+        groups=[_number("GroupAdd", each) for each in host.get("GroupAdd") or ()],
+        sandbox_spec=_sandbox(body, host),
+        mounts=_mounts(body, host),
+        limits=_limits(host),
+        labels={str(key): str(value) for key, value in (body.get("Labels") or {}).items()},
+        cap_add=[_capability(each) for each in host.get("CapAdd") or ()],
+        cap_drop=[_capability(each) for each in host.get("CapDrop") or ()],
+        privileged=bool(host.get("Privileged")),
+        read_only_root=bool(host.get("ReadonlyRootfs")),
+        no_new_privileges=security["no-new-privileges"] == "true",
+        seccomp="unconfined" if host.get("Privileged") or security["seccomp"] == "unconfined" else "default",
+        tty=bool(body.get("Tty")),
+        stdin=bool(body.get("OpenStdin")),
+        stdin_once=bool(body.get("StdinOnce")),
+        stop_signal=str(body.get("StopSignal") or ""),
+        stop_grace_s=10.0 if stop is None else float(stop),
+        restart=_restart(host.get("RestartPolicy") or {}),
+        auto_remove=bool(host.get("AutoRemove")),
+        log_driver=_log_driver(host.get("LogConfig") or {}),
+    )
+
+
+def _number(field: str, value: Any) -> int:
+    text = str(value)
+    if not text.isdigit():
+        raise Unsupported(f"HostConfig.{field}: {text!r} is not a number; groups by name are not supported here")
+    return int(text)
+
+
+def _capability(name: str) -> str:
+    upper = str(name).upper()
+    return upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
+
+
+def _check_networking(config: Json, host: Json) -> None:
+    for name, endpoint in (config.get("EndpointsConfig") or {}).items():
+        if name not in ("default", "bridge", host.get("NetworkMode")):
+            raise Unsupported(f"NetworkingConfig: network {name!r}: networks of one's own are not supported yet")
+        for field, value in (endpoint or {}).items():
+            if not _is_empty(value) and field not in ("NetworkID", "GwPriority"):
+                raise Unsupported(f"NetworkingConfig.EndpointsConfig.{name}.{field} is not supported by wherry")
+
+
+def _sandbox(body: Json, host: Json) -> SandboxSpec:
+    mode = str(host.get("NetworkMode") or "default")
+    if mode not in ("default", "bridge", "host", "none"):
+        raise Unsupported(f"HostConfig.NetworkMode {mode!r}: only bridge, host and none are supported")
+    pid, ipc = str(host.get("PidMode") or ""), str(host.get("IpcMode") or "")
+    if pid not in ("", "host"):
+        raise Unsupported(f"HostConfig.PidMode {pid!r}: only host is supported")
+    if ipc not in ("", "private", "host", "shareable"):
+        raise Unsupported(f"HostConfig.IpcMode {ipc!r}: only private and host are supported")
+    hosts: dict[str, str] = {}
+    for line in host.get("ExtraHosts") or ():
+        name, _, address = str(line).partition("=" if "=" in str(line) else ":")
+        hosts[name] = address
+    return SandboxSpec(
+        id="",
+        hostname=str(body.get("Hostname") or ""),
+        network={"default": "pod", "bridge": "pod"}.get(mode, mode),
+        dns=Dns(list(host.get("Dns") or ()), list(host.get("DnsSearch") or ()), list(host.get("DnsOptions") or ())),
+        hosts=hosts,
+        sysctls={str(key): str(value) for key, value in (host.get("Sysctls") or {}).items()},
+        host_ipc=ipc == "host",
+        host_pid=pid == "host",
+    )
+
+
+def _security(options: Sequence[str]) -> dict[str, str]:
+    found = {"no-new-privileges": "false", "seccomp": "default"}
+    for option in options:
+        name, _, value = str(option).partition("=" if "=" in str(option) else ":")
+        if name == "no-new-privileges":
+            found[name] = value or "true"
+        elif name == "seccomp" and value in ("unconfined", "builtin", "default"):
+            found[name] = value
+        elif (name, value) not in (("label", "disable"), ("apparmor", "unconfined")):
+            raise Unsupported(f"HostConfig.SecurityOpt {option!r} is not supported by wherry")
+    return found
+
+
+def _limits(host: Json) -> Limits:
+    nano = int(host.get("NanoCpus") or host.get("NanoCPUs") or 0)
+    period = int(host.get("CpuPeriod") or 100_000)
+    quota = int(host.get("CpuQuota") or 0) or (nano * period // 1_000_000_000)
+    pids, swap = host.get("PidsLimit"), int(host.get("MemorySwap") or 0)
+    memory = int(host.get("Memory") or 0)
+    if memory and memory < 6 * 1024 * 1024:
+        raise BadRequest("Minimum memory limit allowed is 6MB")
+    return Limits(
+        cpu_quota_us=quota or None,
+        cpu_period_us=period,
+        cpu_shares=int(host.get("CpuShares") or 0) or None,
+        memory_bytes=memory or None,
+        memory_swap_bytes=swap or None,
+        pids=int(pids) if pids and int(pids) > 0 else None,
+        cpuset_cpus=str(host.get("CpusetCpus") or ""),
+    )
+
+
+def _restart(policy: Json) -> str:
+    name = str(policy.get("Name") or "no")
+    if name == "on-failure":
+        return f"on-failure:{int(policy.get('MaximumRetryCount') or 0)}"
+    if name not in ("no", "always", "unless-stopped"):
+        raise BadRequest(f"invalid restart policy: {name!r}")
+    return name
+
+
+def _log_driver(config: Json) -> str:
+    driver = str(config.get("Type") or "json-file")
+    if driver not in ("json-file", "local", "none"):
+        raise Unsupported(f"HostConfig.LogConfig.Type {driver!r}: json-file, local and none are supported")
+    for option in config.get("Config") or {}:
+        raise Unsupported(
+            f"HostConfig.LogConfig.Config: option {option!r} is not supported; logs rotate at 10 MiB, 5 files"
+        )
+    return "none" if driver == "none" else "cri"
+
+
+def _mounts(body: Json, host: Json) -> Sequence[Mount]:
+    result: list[Mount] = []
+    for bind in host.get("Binds") or ():
+        result.append(_bind(str(bind)))
+    for mount in host.get("Mounts") or ():
+        kind = str(mount.get("Type") or "")
+        unknown = [
+            name
+            for name, value in mount.items()
+            if name not in ("Type", "Source", "Target", "ReadOnly", "TmpfsOptions", "Consistency")
+            and not _is_empty(value)
+        ]
+        if unknown or kind not in ("bind", "volume", "tmpfs"):
+            raise Unsupported(f"HostConfig.Mounts: {', '.join(unknown) or f'type {kind!r}'} is not supported by wherry")
+        size = (mount.get("TmpfsOptions") or {}).get("SizeBytes")
+        options = [f"size={size}"] if size else []
+        source, target = str(mount.get("Source") or ""), str(mount.get("Target") or "")
+        if not target.startswith("/"):
+            raise BadRequest(f"invalid mount target, must be an absolute path: {target!r}")
+        result.append(Mount(target, source, kind, bool(mount.get("ReadOnly")), options))
+    for target, options in (host.get("Tmpfs") or {}).items():
+        result.append(Mount(str(target), "", "tmpfs", False, [each for each in str(options).split(",") if each]))
+    known = {mount.target for mount in result}
+    for target in body.get("Volumes") or {}:
+        if target not in known:
+            result.append(Mount(str(target), "", "volume"))
+    return result
+
+
+def _bind(text: str) -> Mount:
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[1].startswith("/"):
+        raise BadRequest(f"invalid volume specification: {text!r}")
+    modes = parts[2].split(",") if len(parts) == 3 else []
+    unknown = [mode for mode in modes if mode not in ("ro", "rw", "z", "Z", "")]
+    if unknown:
+        raise Unsupported(f"volume {text!r}: mode {unknown[0]!r} is not supported by wherry")
+    kind = "bind" if parts[0].startswith("/") else "volume"
+    return Mount(parts[1], parts[0], kind, "ro" in modes)
+
+
+def exec_spec(body: Json) -> ExecSpec:
+    """Read `POST /containers/NAME/exec`."""
+    known = {"AttachStdin", "AttachStdout", "AttachStderr", "Tty", "Cmd", "Env", "WorkingDir", "User", "Privileged"}
+    for name, value in body.items():
+        if (
+            name not in known
+            and not _is_empty(value)
+            and name not in ("DetachKeys", "Detach", "ConsoleSize", "Container")
+        ):
+            raise Unsupported(f"{name} is not supported by wherry: {value!r}")
+    argv = words(body.get("Cmd"))
+    if not argv:
+        raise BadRequest("No exec command specified")
+    return ExecSpec(
+        argv=argv,
+        env=[str(each) for each in body.get("Env") or ()],
+        workdir=str(body.get("WorkingDir") or ""),
+        user=str(body.get("User") or ""),
+        tty=bool(body.get("Tty")),
+        stdin=bool(body.get("AttachStdin")),
+        privileged=bool(body.get("Privileged")),
+    )

@@ -1,0 +1,68 @@
+"""Docker's streams: multiplexed frames, and a client joined to a process over a hijacked connection."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from wherry.engine.types import LogLine, Session
+from wherry.wire.streams import Stream
+
+KINDS = {"stdin": 0, "stdout": 1, "stderr": 2}
+READ_BYTES = 32 * 1024
+
+
+def frame(stream: str, data: bytes) -> bytes:
+    """Frame a piece of output: kind, three zeros, length, data."""
+    return bytes((KINDS[stream], 0, 0, 0)) + len(data).to_bytes(4, "big") + data
+
+
+async def join(
+    stream: Stream, session: Session, *, tty: bool, stdin: bool, stdout: bool, stderr: bool, first: bytes = b""
+) -> None:
+    """Carry a client's input and a process's output until the process's output ends or the client goes.
+
+    The session is closed at the end; the process is never killed.
+    """
+
+    async def inward() -> None:
+        while data := await stream.read(READ_BYTES):
+            if stdin:
+                await session.write(data)
+        if stdin:
+            await session.close_stdin()
+
+    wanted = {"stdout": stdout, "stderr": stderr}
+    reader = asyncio.create_task(inward(), name="docker:stdin")
+    try:
+        if first:
+            await stream.write(first)
+        async for name, data in session.output():
+            if wanted[name]:
+                await stream.write(data if tty else frame(name, data))
+        await stream.write_eof()
+    except (ConnectionError, OSError):
+        return  # the client has gone
+    finally:
+        reader.cancel()
+        with suppress(asyncio.CancelledError, ConnectionError, OSError):
+            await reader
+        await session.close()
+        stream.close()
+
+
+async def log_pieces(
+    lines: AsyncIterator[LogLine], *, tty: bool, stdout: bool, stderr: bool, timestamps: bool, until: float
+) -> AsyncIterator[bytes]:
+    """A log as Docker sends it."""
+    from wherry.clock import rfc3339_nano
+
+    fresh = True
+    async for line in lines:
+        if until and line.time > until:
+            return
+        if (line.stream == "stdout" and stdout) or (line.stream == "stderr" and stderr):
+            data = line.data
+            if timestamps and fresh:
+                data = rfc3339_nano(line.time).encode() + b" " + data
+            fresh = not line.partial
+            yield data if tty else frame(line.stream, data)

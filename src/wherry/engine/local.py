@@ -1,0 +1,390 @@
+"""The engine of this machine: engine/types.Engine over crun, conmon, overlayfs and the content store.
+
+This module only puts the parts together and hands calls on; README.md says where things happen.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wherry.clock import Clock, machine
+from wherry.content import layout
+from wherry.content.pack import pack_upper
+from wherry.content.protocol import Content, Digest
+from wherry.engine import execs, logs, monitor, rotation, trash
+from wherry.engine.containers import Containers
+from wherry.engine.events import Events
+from wherry.engine.images import LEASE_S, Images
+from wherry.engine.lives import Life, Lives
+from wherry.engine.paths import Paths
+from wherry.engine.records import Records
+from wherry.engine.recovery import Recovery
+from wherry.engine.runs import Runs
+from wherry.engine.runtime import Runtime, find, find_runtime
+from wherry.engine.sandboxes import Sandboxes
+from wherry.engine.sessions import Attached
+from wherry.engine.settings import EngineSettings
+from wherry.engine.snapshots import Snapshots
+from wherry.engine.tasks import Tasks
+from wherry.engine.types import (
+    Container,
+    ContainerSpec,
+    EngineEvent,
+    ExecSpec,
+    Exit,
+    Image,
+    LogLine,
+    Sandbox,
+    SandboxSpec,
+)
+from wherry.errors import Broken, Conflict, Unavailable, Unsupported
+from wherry.host import cgroups, mounts, spawn
+from wherry.host.engine_calls import Inotify
+from wherry.network.types import PodNetwork
+
+log = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """Containers of this machine; an async context manager. Leaving it leaves the containers running.
+
+    One engine at a time has a `root` (what outlives a reboot) and a `run` (what need not; mounts are made below it).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        run: Path,
+        *,
+        instance: str,
+        node: str,
+        content: Content,
+        network: PodNetwork,
+        clock: Clock,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self._paths = Paths(root.absolute(), run.absolute())
+        self._base = self.settings.cgroup or f"wherry/{instance}/{node}"
+        self._content = content
+        self._network = network
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._events = Events()
+        self._collecting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        """Take the lock, find the tools, take up what is there. Raises Conflict when another engine has the root."""
+        async with AsyncExitStack() as stack:
+            paths, settings = self._paths, self.settings
+            paths.make()
+            self._lock(stack)
+            mounts.share(str(paths.run))
+            groups = cgroups.find(self._base)
+            self._groups = groups
+            stack.callback(self._leave_no_trace)
+            self._runtime = await self._find_runtime(stack)
+            records = Records(paths.records)
+            stack.callback(records.close)
+            self._inotify = Inotify()
+            stack.callback(self._inotify.close)
+            tasks = await stack.enter_async_context(Tasks())  # last in, first out: they use all of the above
+            lives = Lives()
+            self._images = Images(self._content, settings, self._events, lambda id: self._containers.users_of(id))
+            self._snapshots = Snapshots(paths, self._content)
+            self._sandboxes = Sandboxes(paths, records, groups, self._network, self._events, settings)
+            runs = Runs(paths, self._runtime, groups, self._snapshots, self._sandboxes, settings)
+            self._runs = runs
+            self._containers = Containers(
+                paths,
+                records,
+                runs,
+                self._sandboxes,
+                self._snapshots,
+                self._images,
+                self._content,
+                self._events,
+                self._clock,
+                settings,
+                tasks,
+                lives,
+            )
+            await self._snapshots.open()
+            self._sandboxes.open()
+            runs.open()
+            self._inotify.watch(str(paths.exits), self._on_exit_file)
+            await Recovery(paths, records, runs, self._sandboxes, self._containers, tasks).run()
+            tasks.start(self._rotate_logs(), "rotate logs")
+            tasks.start(self._settle(), "settle snapshots", settling=True)
+            self._tasks = tasks
+            self._stack = stack.pop_all()
+        log.info(
+            "engine: %s %s, conmon %s",
+            self._runtime.tool.name,
+            self._runtime.tool.version,
+            self._runtime.monitor.version,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    # images -----------------------------------------------------------------------------------------------------------
+    async def image(self, ref: str) -> Image:
+        """See Engine."""
+        return await self._images.find(ref)
+
+    async def images(self) -> Sequence[Image]:
+        """See Engine."""
+        return await self._images.all()
+
+    async def pull(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> Image:
+        """See Engine. `progress` is called with each content/transfer.Step."""
+        return await self._images.pull(ref, auth, progress)
+
+    async def push(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> str:
+        """See Engine."""
+        return await self._images.push(ref, auth, progress)
+
+    async def tag(self, ref: str, name: str) -> None:
+        """See Engine."""
+        await self._images.tag(ref, name)
+
+    async def commit_image(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
+        """See Engine."""
+        return await self._images.commit(config, layers, names)
+
+    async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
+        """See Engine."""
+        lines = await self._images.remove(ref, force=force)
+        await self.collect()
+        return lines
+
+    async def load(self, archive: AsyncIterator[bytes]) -> Sequence[Image]:
+        """Read a tar of images (`docker save`, or an OCI layout); return what is new or named anew."""
+        lease = await self._content.lease(seconds=LEASE_S)
+        try:
+            loaded = await layout.load_stream(self._content, archive, lease=lease, scratch=self._paths.trash)
+            return [await self._images.adopt(each.digest, each.names) for each in loaded]
+        finally:
+            await self._content.end_lease(lease)
+
+    async def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
+        """Yield a tar of images that `load`, Docker and OCI tools read. Raises NotFound before the first byte."""
+        chosen: list[tuple[str, Digest]] = []
+        for ref in refs:
+            known, name = await self._images.named(ref)
+            chosen.append((name, known.digest))
+        async for piece in layout.save(self._content, chosen):
+            yield piece
+
+    async def collect(self) -> int:
+        """Remove the snapshots that no image and no container needs; return how many went."""
+        async with self._collecting:
+            used = self._containers.layers_in_use() | await self._images.layers()
+            gone = await self._snapshots.collect(used | self._containers.layers_in_use())
+        if gone:
+            await trash.empty(self._paths)
+        return gone
+
+    async def diff_layer(self, ref: str) -> tuple[Digest, str, int]:
+        """Pack what a container has changed as a layer blob: (digest, diff id, size in bytes).
+
+        Nobody holds it yet: a lease of an hour covers it. Mount points that only the runtime made are left out.
+        """
+        record = self._containers.lives.find(ref).record
+        lease = await self._content.lease(seconds=LEASE_S)
+        upper = self._paths.container(record.id) / "upper"
+        layer = await pack_upper(self._content, upper, lease=lease, exclude=record.mount_points)
+        return layer.digest, layer.diff_id, layer.size_bytes
+
+    # sandboxes --------------------------------------------------------------------------------------------------------
+    async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """See Engine."""
+        return await self._sandboxes.ensure(spec)
+
+    async def sandbox(self, id: str) -> Sandbox:
+        """See Engine."""
+        return self._sandboxes.find(id)
+
+    async def sandboxes(self) -> Sequence[Sandbox]:
+        """See Engine."""
+        return self._sandboxes.all()
+
+    async def remove_sandbox(self, id: str) -> None:
+        """See Engine. Returns when all of it is gone."""
+        inside = [life for life in self._containers.in_sandbox(id) if not life.record.owns_sandbox]
+        async with asyncio.TaskGroup() as group:
+            for life in inside:
+                group.create_task(self._remove_wholly(life))
+        await self._sandboxes.remove(id)
+
+    # containers -------------------------------------------------------------------------------------------------------
+    async def create(self, spec: ContainerSpec) -> Container:
+        """See Engine."""
+        return await self._containers.create(spec)
+
+    async def start(self, ref: str) -> None:
+        """See Engine."""
+        await self._containers.start(self._find(ref))
+
+    async def container(self, ref: str) -> Container:
+        """See Engine."""
+        return self._containers.show(self._find(ref))
+
+    async def containers(self) -> Sequence[Container]:
+        """See Engine."""
+        return self._containers.all()
+
+    async def stop(self, ref: str, *, grace_s: float | None = None) -> None:
+        """See Engine."""
+        await self._containers.stop(self._find(ref), grace_s)
+
+    async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
+        """See Engine."""
+        await self._containers.kill(self._find(ref), signal)
+
+    async def wait(self, ref: str) -> Exit:
+        """See Engine."""
+        return await self._containers.wait(self._find(ref))
+
+    async def remove(self, ref: str, *, force: bool = False) -> None:
+        """See Engine. What takes long (namespaces, links, files) goes behind; the name is free on return."""
+        await self._containers.remove(self._find(ref), force=force)
+
+    async def exec(self, ref: str, spec: ExecSpec) -> execs.Executed:
+        """See Engine."""
+        life, run, _ = self._containers.running(ref)
+        return await execs.execute(self._paths, self._runtime, self._tasks, life.record.id, run.process, spec)
+
+    async def attach(self, ref: str) -> Attached:
+        """See Engine. Also before `start`: then nothing that it writes is missed."""
+        life = self._find(ref)
+        record = life.record
+        if life.run is None or life.run.ended.is_set():
+            raise Conflict(f"container {record.name}: it does not run, so there is nothing to attach to")
+        bundle = self._paths.bundle(record.id)
+        connection = await monitor.connect(bundle)
+
+        async def code() -> int:
+            return (await self._containers.wait(life)).code
+
+        return Attached(connection, bundle, stdin=record.spec.stdin, tty=record.spec.tty, code=code)
+
+    async def resize(self, ref: str, rows: int, columns: int) -> None:
+        """Set the size of a container's terminal. Raises Conflict when it does not run."""
+        life, _, _ = self._containers.running(ref)
+        monitor.resize(self._paths.bundle(life.record.id), rows, columns)
+
+    def logs(
+        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
+    ) -> AsyncIterator[LogLine]:
+        """See Engine. Raises Unsupported for a container that keeps no log."""
+        life = self._find(ref)
+        record = life.record
+        if record.spec.log_driver != "cri":
+            raise Unsupported(
+                f"container {record.name}: its log driver is {record.spec.log_driver}, so there is no log"
+            )
+
+        def ending(wake: Callable[[], None]) -> Callable[[], None]:
+            life.listeners.append(wake)
+            return lambda: life.listeners.remove(wake)
+
+        return logs.read(
+            record.log_path,
+            record.spec.log_max_files,
+            self._inotify,
+            follow=follow,
+            tail=tail,
+            since=since,
+            has_ended=lambda: not life.may_write,
+            ending=ending,
+        )
+
+    async def stats(self, ref: str) -> Mapping[str, int]:
+        """See Engine."""
+        life, _, sandbox = self._containers.running(ref)
+        usage = self._runs.usage(life.record, sandbox)
+        return {
+            "cpu_usage_ns": usage.cpu_usage_ns,
+            "memory_usage_bytes": usage.memory_usage_bytes,
+            "memory_working_set_bytes": usage.memory_working_set_bytes,
+            "pids": usage.pids,
+        }
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """See Engine."""
+        return self._events.read()
+
+    async def settled(self, *, timeout_s: float = 20.0) -> None:
+        """Wait until what goes on behind (clearing, deleting) is done."""
+        await self._tasks.settle(timeout_s)
+
+    # inside -----------------------------------------------------------------------------------------------------------
+    def _find(self, ref: str) -> Life:
+        return self._containers.lives.find(ref)
+
+    async def _remove_wholly(self, life: Life) -> None:
+        await self._containers.remove(life, force=True)
+        await self._containers.gone(life)
+
+    async def _find_runtime(self, stack: AsyncExitStack) -> Runtime:
+        plain = spawn.plain
+        tool, watcher = await asyncio.gather(find_runtime(self.settings.runtime, plain), find("conmon", plain))
+        masked = tool.name == "crun" and spawn.needs_mask()
+        spawner = await stack.enter_async_context(spawn.Spawner(mask_controllers=masked))
+        return Runtime(spawner, tool, watcher, self._paths.runtime)
+
+    def _on_exit_file(self, name: str) -> None:
+        if name:
+            self._containers.note_exit(name)
+            return
+        for life in self._containers.lives.all():  # events were lost
+            self._containers.note_exit(life.record.id)
+
+    async def _rotate_logs(self) -> None:
+        while True:
+            await machine.sleep(self.settings.rotate_every_s)
+            running = [
+                (life.record, self._paths.bundle(life.record.id))
+                for life in self._containers.lives.all()
+                if life.is_running
+            ]
+            await asyncio.to_thread(rotation.rotate_all, running)
+
+    async def _settle(self) -> None:
+        """What can wait until the engine serves: old deletions, and what was unpacked shortly before."""
+        await trash.empty(self._paths)
+        await self._snapshots.settle()
+
+    def _lock(self, stack: AsyncExitStack) -> None:
+        fd = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable(
+                f"{self._paths.root}: another engine has this root; stop it first, or use another --root"
+            ) from None
+
+    def _leave_no_trace(self) -> None:
+        """With no container and no sandbox left, leave no mount and no cgroup either."""
+        run = self._paths.run
+        if any(os.scandir(self._paths.bundles)) or any(os.scandir(run / "sandboxes")):
+            return
+        try:
+            self._groups.remove("")
+        except Broken as error:  # somebody else's processes: theirs to end
+            log.debug("cgroup %s stays: %s", self._base, error.message)
+            return
+        if mounts.is_mounted(str(run)):
+            mounts.unmount(str(run))

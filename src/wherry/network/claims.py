@@ -1,0 +1,235 @@
+"""What the instances of one machine have taken: subnets, names and ports, so that they never meet.
+
+One JSON file for each instance in a directory on /run, written under one machine-wide lock. What others have (routes and
+addresses of the machine, dockerd's networks) is looked at each time. A reboot forgets all: an instance then asks for
+what it had, and gets it if it is still free.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address, IPv4Network
+
+import msgspec
+
+from wherry.errors import AlreadyExists, Broken, Unavailable
+from wherry.host import kernel, netlink, processes
+from wherry.host.processes import Identity
+from wherry.network import ranges
+
+DIRECTORY = "/run/wherry/claims"
+POD_PREFIX, SERVICE_PREFIX, LINKS_PREFIX = 16, 20, 24
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What one instance has. `links` is the range for links to nodes in namespaces; `root` its state directory.
+
+    `owner` is the process that has it now; `before` says how machine-wide settings were before the first of us came.
+    """
+
+    instance: str
+    root: str
+    owner: tuple[str, int, int]
+    pods: str
+    services: str
+    links: str
+    name: str = ""
+    ports: tuple[int, ...] = ()
+    before: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its owner still runs."""
+        return processes.is_alive(Identity(*self.owner))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether nobody will come back for it: its owner has ended and its state is gone."""
+        return not self.is_alive and not os.path.exists(self.root)
+
+    def link_pair(self, number: int) -> tuple[str, str]:
+        """Return (the host's address, the node's) of the link to the node with this number, each with /30."""
+        base = IPv4Network(self.links)[4 * number]
+        return f"{base + 1}/30", f"{base + 2}/30"
+
+
+class Claims:
+    """The claims of this machine. Each call takes the lock for some milliseconds; safe among many processes.
+
+    `pool` is where subnets are cut from. `busy` says what is taken by others; None looks at routes and addresses.
+    """
+
+    def __init__(
+        self,
+        directory: str = DIRECTORY,
+        *,
+        pool: str = ranges.DEFAULT_POOL,
+        busy: Sequence[str] | None = None,
+    ) -> None:
+        self._directory, self._pool, self._busy = directory, pool, busy
+
+    def claim(
+        self,
+        instance: str,
+        root: str,
+        *,
+        name: str = "",
+        owner: int = 0,
+        pods: str = "",
+        services: str = "",
+        links: str = "",
+    ) -> Claim:
+        """Take ranges for an instance, or find those it has; the process `owner` (0: we) has them from now on.
+
+        `pods`, `services` and `links` are wishes, granted if they are free. Raises AlreadyExists when another live
+        process has the instance, or another instance the `name`, and Unavailable when the pool is used up.
+        """
+        process = processes.identify(owner or os.getpid())
+        if process is None:
+            raise Broken(f"process {owner} has ended")
+        who = (process.boot_id, process.pid, process.start_ticks)
+        with self._locked():
+            held = {claim.instance: claim for claim in self._read_all()}
+            mine = held.pop(instance, None)
+            if mine is not None and mine.owner != who and mine.is_alive:
+                raise AlreadyExists(f"instance {instance} ({mine.root}) is in the hands of process {mine.owner[1]}")
+            for other in held.values():
+                if name and other.name == name:
+                    raise AlreadyExists(f"the name {name!r} belongs to the instance in {other.root}")
+            if mine is not None:
+                mine = msgspec.structs.replace(mine, owner=who, root=root, name=name or mine.name)
+            else:
+                taken = [*self._taken_by_others(), *_networks(held.values())]
+                got = ranges.first_free(self._pool, POD_PREFIX, taken, preferred=pods)
+                taken.append(IPv4Network(got))
+                served = ranges.first_free(self._pool, SERVICE_PREFIX, taken, from_end=True, preferred=services)
+                taken.append(IPv4Network(served))
+                linked = ranges.first_free(self._pool, LINKS_PREFIX, taken, from_end=True, preferred=links)
+                mine = Claim(instance, root, who, got, served, linked, name)
+            self._write(mine)
+            return mine
+
+    def claim_port(self, instance: str, preferred: Iterable[int] = (), *, address: str = "127.0.0.1") -> int:
+        """Take a TCP port for an instance: the first of `preferred` that is free, else any. Raises Unavailable."""
+        with self._locked():
+            held = {claim.instance: claim for claim in self._read_all()}
+            mine = held.get(instance)
+            if mine is None:
+                raise Unavailable(f"instance {instance} has no claim yet")
+            others = {port for claim in held.values() if claim is not mine for port in claim.ports}
+            for port in [*preferred, *[0] * 20]:
+                if port in others:
+                    continue
+                if port in mine.ports:
+                    return port
+                found = _try_port(address, port)
+                if found and found not in others:
+                    self._write(msgspec.structs.replace(mine, ports=(*mine.ports, found)))
+                    return found
+        raise Unavailable(f"no TCP port of {address} is free")
+
+    def note_before(self, instance: str, setting: str, value: str) -> None:
+        """Remember how a machine-wide setting was before this instance changed it; the first note stays."""
+        with self._locked():
+            for claim in self._read_all():
+                if claim.instance == instance and setting not in claim.before:
+                    self._write(msgspec.structs.replace(claim, before={**claim.before, setting: value}))
+
+    def release(self, instance: str) -> dict[str, str]:
+        """Give everything of an instance back; nothing if it has nothing.
+
+        Returns settings to be put back as they were: only once no other instance is left; else one of those takes
+        over the duty.
+        """
+        with self._locked():
+            claims = {claim.instance: claim for claim in self._read_all()}
+            mine = claims.pop(instance, None)
+            with suppress(FileNotFoundError):
+                os.unlink(self._path(instance))
+            if mine is None or not mine.before:
+                return {}
+            for heir in claims.values():
+                self._write(msgspec.structs.replace(heir, before=mine.before | heir.before))
+                return {}
+            return mine.before
+
+    def all(self) -> list[Claim]:
+        """List the claims, without stale ones."""
+        with self._locked():
+            return self._read_all()
+
+    def _read_all(self) -> list[Claim]:
+        found: list[Claim] = []
+        for entry in sorted(os.listdir(self._directory)):
+            if not entry.endswith(".json"):
+                continue
+            path = f"{self._directory}/{entry}"
+            try:
+                with open(path, "rb") as file:
+                    claim = msgspec.json.decode(file.read(), type=Claim)
+            except (msgspec.DecodeError, FileNotFoundError):
+                continue  # written by another version: its links and routes still count as taken
+            if claim.is_stale:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                continue
+            found.append(claim)
+        return found
+
+    def _write(self, claim: Claim) -> None:
+        path = self._path(claim.instance)
+        try:
+            with open(f"{path}.new", "wb") as file:
+                file.write(msgspec.json.encode(claim))
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            raise kernel.refused(f"write {path}", error.errno or 0) from error
+
+    def _path(self, instance: str) -> str:
+        return f"{self._directory}/{instance}.json"
+
+    def _taken_by_others(self) -> list[IPv4Network]:
+        return [IPv4Network(text) for text in self._busy] if self._busy is not None else networks_in_use()
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        try:
+            os.makedirs(self._directory, mode=0o755, exist_ok=True)
+            lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise kernel.refused(f"open {self._directory}/lock", error.errno or 0) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def networks_in_use() -> list[IPv4Network]:
+    """List what this machine's addresses and routes cover, and its resolvers; the default route covers nothing."""
+    with netlink.Netlink() as net:
+        found = [address.interface.network for address in net.addresses()]
+        found += [route.destination for route in net.routes() if route.destination.prefixlen > 0]
+    with suppress(OSError), open("/etc/resolv.conf", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["nameserver"] and len(words) > 1:
+                with suppress(ValueError):
+                    found.append(IPv4Network(IPv4Address(words[1])))
+    return found
+
+
+def _networks(claims: Iterable[Claim]) -> list[IPv4Network]:
+    return [IPv4Network(text) for claim in claims for text in (claim.pods, claim.services, claim.links)]
+
+
+def _try_port(address: str, port: int) -> int:
+    """Return the port when it can be bound now (0: any that can), else 0."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return 0
+        return int(probe.getsockname()[1])

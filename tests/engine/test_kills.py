@@ -1,0 +1,187 @@
+"""kill -9 of the engine at every arrow of README.md's table, and what the next start makes of it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from wherry.clock import machine
+from wherry.engine.local import LocalEngine
+from wherry.engine.types import State
+from wherry.host import processes
+
+from .conftest import Place, put_image, text_of
+
+pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
+
+ROOT = Path(__file__).parents[2]
+CREATING = ("intent", "sandbox:intent", "sandbox:namespaces", "sandbox:made", "sandbox", "spawned", "made", "created")
+
+
+class Scene:
+    """A place with an image, and victims in it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.shared = place.base / "shared"
+        self.shared.mkdir(exist_ok=True)
+
+    async def victim(self, arrow: str, count: int, *steps: str, kill: bool = False) -> None:
+        """Run a victim until it is killed: by its own arrow, or by us when it is READY."""
+        argv = [sys.executable, "-m", "tests.engine.victim", str(self.place.base), self.place.instance, arrow, str(count)]
+        process = await asyncio.to_thread(
+            subprocess.Popen, [*argv, *steps], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            if kill:
+                assert process.stdout is not None
+                assert await asyncio.to_thread(process.stdout.readline) == b"READY\n", process.stderr
+                process.kill()
+            out, err = await asyncio.to_thread(process.communicate, None, 30)
+            assert process.returncode == -signal.SIGKILL, (arrow, out, err.decode()[-3000:])
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    @asynccontextmanager
+    async def engine(self) -> AsyncIterator[LocalEngine]:
+        content = self.place.content()
+        async with self.place.engine(content) as engine:
+            yield engine
+        await content.close()
+
+    def release(self) -> None:
+        """Let the container end."""
+        (self.shared / "go").touch()
+
+    async def is_clean(self) -> list[str]:
+        """What is left; what goes behind has been waited for by the engine's end."""
+        return self.place.leftovers()
+
+
+@pytest.fixture
+async def scene(place: Place) -> AsyncIterator[Scene]:
+    made = Scene(place)
+    (made.shared / "go").unlink(missing_ok=True)
+    if not (place.base / "source").exists():
+        async with made.engine() as engine:
+            content = engine._content  # pyright: ignore[reportPrivateUsage]
+            await put_image(content, engine, place.base / "source")  # type: ignore[arg-type]
+    yield made
+    async with made.engine() as engine:
+        for container in await engine.containers():
+            await engine.remove(container.id, force=True)
+        for sandbox in await engine.sandboxes():
+            await engine.remove_sandbox(sandbox.id)
+    assert await made.is_clean() == []
+
+
+@pytest.mark.parametrize("arrow", CREATING)
+async def test_a_kill_while_creating_leaves_nothing(scene: Scene, arrow: str) -> None:
+    """Nobody was told of the container, so the next start takes it away."""
+    await scene.victim(arrow, 1, "create")
+    async with scene.engine() as engine:
+        assert await engine.containers() == []
+        assert await engine.sandboxes() == [] or arrow  # an own sandbox goes with its container, behind
+        await engine.settled()
+        assert await engine.sandboxes() == []
+    assert await scene.is_clean() == []
+
+
+async def test_a_kill_before_the_start_leaves_it_created(scene: Scene) -> None:
+    await scene.victim("starting", 1, "create", "start")
+    async with scene.engine() as engine:
+        assert (await engine.container("c")).state is State.CREATED
+        await engine.start("c")
+        scene.release()
+        assert (await engine.wait("c")).code == 7
+
+
+@pytest.mark.parametrize("arrow", ["started", ""])
+async def test_it_lives_on_when_the_engine_is_killed(scene: Scene, arrow: str) -> None:
+    """Also when the kill comes before the row says STARTED. Log and exit code are kept."""
+    await scene.victim(arrow, 1, "create", "start", kill=not arrow)
+    async with scene.engine() as engine:
+        shown = await engine.container("c")
+        assert shown.state is State.RUNNING
+        assert processes.identify(shown.pid) is not None
+        scene.release()
+        assert (await engine.wait("c")).code == 7
+        assert await text_of(engine, "c") == "begun\ndone\n"
+        await engine.start("c")
+        assert (await engine.wait("c")).code == 7
+        assert await text_of(engine, "c") == "begun\ndone\n" * 2
+
+
+async def test_an_end_that_nobody_saw_is_found(scene: Scene) -> None:
+    await scene.victim("", 1, "create", "start", kill=True)
+    before = machine.now()
+    scene.release()
+    exits = scene.place.run / "exits"
+    async with asyncio.timeout(10):
+        while not [name for name in os.listdir(exits) if len(name) == 64]:
+            await machine.sleep(0.01)
+    async with scene.engine() as engine:
+        shown = await engine.container("c")
+        assert shown.state is State.EXITED
+        assert shown.exit is not None
+        assert shown.exit.code == 7
+        assert before - 1 < shown.exit.time < machine.now() + 1
+
+
+async def test_an_end_without_conmon_is_known_as_lost(scene: Scene) -> None:
+    await scene.victim("", 1, "create", "start", kill=True)
+    for pid in processes.pids():
+        words = processes.command(pid)
+        if words and words[0].endswith("conmon") and any(str(scene.place.base) in word for word in words):
+            os.kill(pid, signal.SIGKILL)
+    async with scene.engine() as engine:
+        shown = await engine.container("c")
+        assert shown.state is State.EXITED
+        assert shown.exit is not None
+        assert shown.exit.code == 255
+        assert shown.exit.error
+
+
+async def test_a_kill_after_the_end_is_written_clears_up(scene: Scene) -> None:
+    await scene.victim("exited", 1, "create", "start", "go", "wait", "settle")
+    async with scene.engine() as engine:
+        shown = await engine.container("c")
+        assert shown.exit is not None
+        assert shown.exit.code == 7
+        assert not list((scene.place.run / "containers").iterdir())
+
+
+@pytest.mark.parametrize("arrow", ["intent", "spawned", "made", "created"])
+async def test_a_kill_while_starting_again_keeps_the_container(scene: Scene, arrow: str) -> None:
+    await scene.victim(arrow, 2, "create", "start", "go", "wait", "start")
+    async with scene.engine() as engine:
+        shown = await engine.container("c")
+        assert shown.state is State.EXITED
+        assert shown.exit is not None
+        assert shown.exit.code == 7
+        await engine.start("c")
+        assert (await engine.wait("c")).code == 7
+
+
+@pytest.mark.parametrize("arrow", ["removing", "sandbox:removing"])
+async def test_a_kill_while_removing_goes_on_removing(scene: Scene, arrow: str) -> None:
+    await scene.victim(arrow, 1, "create", "start", "remove", "settle")
+    async with scene.engine() as engine:
+        assert await engine.containers() == []
+    assert await scene.is_clean() == []
+
+
+@pytest.mark.parametrize("arrow", ["sandbox:intent", "sandbox:namespaces", "sandbox:made"])
+async def test_a_half_made_sandbox_is_made_again(scene: Scene, arrow: str) -> None:
+    await scene.victim(arrow, 1, "sandbox")
+    async with scene.engine() as engine:
+        assert [sandbox.ready for sandbox in await engine.sandboxes()] == [False]
+        spec = (await engine.sandbox("s")).spec
+        assert (await engine.create_sandbox(spec)).ready
