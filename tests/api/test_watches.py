@@ -194,7 +194,11 @@ async def test_versions_of_lists(api: Running) -> None:
     exact = (await api.ask("GET", f"{MAPS}?resourceVersion={before}&resourceVersionMatch=Exact")).json
     assert [one["metadata"]["name"] for one in exact["items"]] == ["a"]
     assert exact["metadata"]["resourceVersion"] == before
-    for query in ("resourceVersion=0", f"resourceVersion={before}", f"resourceVersion={before}&resourceVersionMatch=NotOlderThan"):
+    for query in (
+        "resourceVersion=0",
+        f"resourceVersion={before}",
+        f"resourceVersion={before}&resourceVersionMatch=NotOlderThan",
+    ):
         found = (await api.ask("GET", f"{MAPS}?{query}")).json
         assert [one["metadata"]["name"] for one in found["items"]] == ["a", "b"]
 

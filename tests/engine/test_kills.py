@@ -15,7 +15,7 @@ from wherry.engine.local import LocalEngine
 from wherry.engine.types import State
 from wherry.host import processes
 
-from .conftest import Place, put_image, text_of
+from tests.engine.boxes import Place, put_image, text_of
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 

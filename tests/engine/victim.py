@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wherry.engine.types import SandboxSpec
 
-from tests.engine.conftest import Place, spec
+from tests.engine.boxes import Place, spec
 
 WAITS = "echo begun; while ! test -e /shared/go; do usleep 5000; done; echo done; exit 7"
 

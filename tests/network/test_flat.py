@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wherry.host.nftables import Nft
-from wherry.network import flat
+from wherry.network import flat, plans
 from wherry.network.guard import Guard
 from wherry.network.services import NftServices, lost_udp, slots_of
 from wherry.network.types import Port, Service
@@ -29,7 +29,7 @@ def service(
 
 
 def test_a_service_is_one_element_and_one_for_each_backend() -> None:
-    plan = flat.plan([service("default/web", "10.112.0.9", "10.64.1.2", "10.64.2.3")])
+    plan = plans.plan([service("default/web", "10.112.0.9", "10.64.1.2", "10.64.2.3")])
     assert plan.elements["ports"] == {"10.112.0.9 . tcp . 80": "goto e2"}
     assert plan.elements["backends"] == {
         "10.112.0.9 . tcp . 80 . none": "10.64.1.2 . 8080",
@@ -40,7 +40,7 @@ def test_a_service_is_one_element_and_one_for_each_backend() -> None:
 
 
 def test_without_backends_it_is_refused_by_the_kernel_not_by_us() -> None:
-    plan = flat.plan([service("default/web", "10.112.0.9", node_port=30_000)])
+    plan = plans.plan([service("default/web", "10.112.0.9", node_port=30_000)])
     assert plan.elements["empty"] == {"10.112.0.9 . tcp . 80": ""}
     assert not plan.refused
     assert not plan.chains
@@ -58,15 +58,15 @@ def test_without_backends_it_is_refused_by_the_kernel_not_by_us() -> None:
 )
 def test_what_cannot_be_is_named_and_the_others_are_served(wrong: Service, reason: str) -> None:
     right = service("a", "10.112.0.1", "10.64.1.2", node_port=30_000)
-    plan = flat.plan([wrong, right])
+    plan = plans.plan([wrong, right])
     assert plan.refused["b"].startswith(reason)
     assert plan.elements["ports"]["10.112.0.1 . tcp . 80"] == "goto e1"
 
 
 def test_one_backend_less_changes_two_elements_and_the_verdict() -> None:
     names = [f"10.64.1.{number}" for number in range(2, 102)]
-    before = flat.plan([service("web", "10.112.0.9", *names)])
-    after = flat.plan([service("web", "10.112.0.9", *names[:10], *names[11:])], before)
+    before = plans.plan([service("web", "10.112.0.9", *names)])
+    after = plans.plan([service("web", "10.112.0.9", *names[:10], *names[11:])], before)
     old, new = before.elements["backends"], after.elements["backends"]
     assert sum(old.get(key) != new.get(key) for key in old | new) == 2
     assert flat.changes("t", after.elements, after.elements, after.chains, after.chains) == ""
@@ -77,7 +77,7 @@ BACKENDS = st.lists(st.sampled_from([f"10.64.1.{n} . 80" for n in range(2, 12)])
 
 @given(BACKENDS, BACKENDS)
 def test_places_are_kept_where_they_can_be(before: list[str], wanted: list[str]) -> None:
-    order = flat.assign(before, wanted)
+    order = plans.assign(before, wanted)
     assert sorted(order) == sorted(wanted)
     stays = [backend for place, backend in enumerate(before) if backend in wanted and place < len(wanted)]
     assert all(order.index(backend) == before.index(backend) for backend in stays)
@@ -91,17 +91,17 @@ def test_numbers_are_written_as_nftables_does(numbers: list[int]) -> None:
 
 
 def test_ids_do_not_depend_on_the_others() -> None:
-    assert flat.ids(["a . 1", "b . 2"]) == list(reversed(flat.ids(["b . 2", "a . 1"])))
-    assert flat.ids(["a . 1"])[0] in flat.ids(["c . 3", "a . 1", "b . 2"])
+    assert plans.ids(["a . 1", "b . 2"]) == list(reversed(plans.ids(["b . 2", "a . 1"])))
+    assert plans.ids(["a . 1"])[0] in plans.ids(["c . 3", "a . 1", "b . 2"])
 
 
 def test_udp_backends_that_left_are_told() -> None:
-    old = flat.plan([service("dns", "10.112.0.9", "10.64.1.2", "10.64.1.3", protocol="UDP", node_port=30_053)])
-    new = flat.plan([service("dns", "10.112.0.9", "10.64.1.3", protocol="UDP", node_port=30_053)], old)
+    old = plans.plan([service("dns", "10.112.0.9", "10.64.1.2", "10.64.1.3", protocol="UDP", node_port=30_053)])
+    new = plans.plan([service("dns", "10.112.0.9", "10.64.1.3", protocol="UDP", node_port=30_053)], old)
     gone = "10.64.1.2 . 8080"
     assert lost_udp(old.elements, new.elements) == {("10.112.0.9:80", gone), (":30053", gone)}
-    tcp = flat.plan([service("web", "10.112.0.9", "10.64.1.2")])
-    assert lost_udp(tcp.elements, flat.Plan().elements) == set()
+    tcp = plans.plan([service("web", "10.112.0.9", "10.64.1.2")])
+    assert lost_udp(tcp.elements, plans.Plan().elements) == set()
 
 
 ENDPOINT = st.integers(2, 9).map(lambda n: f"10.64.1.{n}:{8000 + n % 2}")
@@ -124,9 +124,27 @@ def services(draw: st.DrawFn) -> list[Service]:
     return found
 
 
+@given(st.lists(services(), min_size=2, max_size=5))
+def test_small_steps_lead_where_a_whole_plan_does(steps: list[list[Service]]) -> None:
+    plan = plans.Plan()
+    for services in steps:
+        step = plans.step(services, plan)
+        patched = {name: dict(pairs) for name, pairs in plan.elements.items()}
+        for name in patched:
+            for key in step.old.get(name, {}):
+                del patched[name][key]
+            patched[name] |= step.new.get(name, {})
+        plan = step.plan
+        whole = plans._whole({service.key: service for service in services}, plan.slots)
+        assert plan.elements == patched == whole.elements
+        assert (plan.slots, plan.chains, plan.refused) == (whole.slots, whole.chains, whole.refused)
+        assert (plan.owners, plan.uses) == (whole.owners, whole.uses)
+        assert plan.chains == flat.chains_for(plan.elements)
+
+
 @given(services(), services())
 def test_slots_are_read_back_from_the_elements(first: list[Service], second: list[Service]) -> None:
-    plan = flat.plan(second, flat.plan(first))
+    plan = plans.plan(second, plans.plan(first))
     assert slots_of(plan.elements) == plan.slots
 
 
@@ -141,7 +159,7 @@ async def test_the_kernel_has_what_the_plan_says_after_any_changes(host: str, st
             held = await table.read()
             assert held == table._plan.elements
             assert {key: set(slots) for key, slots in slots_of(held).items()} == {
-                key: set(slots) for key, slots in flat.plan(step).slots.items()
+                key: set(slots) for key, slots in plans.plan(step).slots.items()
             }
             assert not await table._check()
         other = NftServices(table._table.removeprefix("wherry-"), RANGES, nft, Guard(nft))  # as after a restart

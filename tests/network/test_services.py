@@ -59,8 +59,12 @@ async def test_a_service_without_backends_refuses_at_once(node: Node) -> None:
         for address, port in ((VIP, 80), (VIP, 81), ("10.112.0.99", 80)):
             with pytest.raises(ConnectionRefusedError):
                 await ask(netns, address, port)
-    with pytest.raises(ConnectionRefusedError):
-        await ask(node.netns["client"], "203.0.113.7", 80)
+    outer = namespaces.create(str(node.directory / "ns" / "outside"), ("net",))["net"]
+    node.netns["outside"] = outer
+    _link("wan", "203.0.113.1/24", outer, "203.0.113.2/24")
+    for netns in (node.netns["client"], None):
+        with pytest.raises(ConnectionRefusedError):
+            await ask(netns, "203.0.113.7", 80)
 
 
 async def test_established_connections_outlive_their_backends_removal(node: Node) -> None:

@@ -73,7 +73,8 @@ async def test_pipelined_requests_are_answered_in_order(serve: Any) -> None:
 async def test_a_request_may_arrive_byte_by_byte(serve: Any) -> None:
     house = await serve(echo)
     talk = await house.talk()
-    for byte in b"POST /p?q=1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n":
+    head = b"POST /p?q=1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for byte in head + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n":
         await talk.send(bytes((byte,)))
         await machine.sleep(0)
     status, _, body = await talk.answer()

@@ -196,6 +196,7 @@ async def remove(core: Core, user: User, target: Target, options: DeleteOptions,
         except Conflict:
             if attempt == _ATTEMPTS - 1:
                 raise
+            await core.newer(kind, item)
     raise AssertionError("unreachable")
 
 

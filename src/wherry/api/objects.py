@@ -97,6 +97,7 @@ async def _insert(core: Core, call: admission.Call) -> Written:
     kind, obj = call.kind, call.obj
     admission.allocate(call)
     admit.default(kind, obj)
+    strategy.settle(kind, obj)
     _check(kind, obj, None, call.name)
     admission.validate(call)
     key = kind.key(call.namespace, call.name)
@@ -188,27 +189,47 @@ async def read_patch(core: Core, kind: Kind, request: Request) -> Callable[[Json
 
 
 async def alter(core: Core, user: User, target: Target, change: Change, options: WriteOptions, note: Note) -> Written:
-    """Change an object: `change` is asked again when somebody else was faster, unless it names a resourceVersion.
+    """Change an object: `change` is asked again when somebody else was faster.
 
     Raises NotFound, Conflict, Invalid and what admission says. An object that loses its last finalizer while it is
     being deleted is removed.
     """
-    kind = target.kind.storage
-    for attempt in range(_ATTEMPTS):
-        await core.cache.present()
-        item = core.find(kind, target.namespace, target.name)
-        if item is None:
-            raise target.missing()
-        warned = len(options.warnings)
-        obj = await change(item)
-        pinned = strategy.check_version(kind, obj, target.name, item.version, item.meta.uid)
-        try:
-            return await _update_once(core, user, target, item, obj, options, note)
-        except Conflict:
-            if pinned or attempt == _ATTEMPTS - 1:
-                raise strategy.moved(kind, target.name) from None
-            del options.warnings[warned:]
-    raise AssertionError("unreachable")
+    try:
+        return await _try(core, user, target, change, options, note)
+    except _Lost as lost:
+        item = lost.item
+    # Somebody else was faster. From now on those who lost take turns.
+    for _ in range(_ATTEMPTS):
+        del options.warnings[:]
+        async with core.turn(item.key):
+            await core.newer(target.kind.storage, item)
+            try:
+                return await _try(core, user, target, change, options, note)
+            except _Lost as lost:
+                item = lost.item
+    raise strategy.moved(target.kind, target.name)
+
+
+class _Lost(Exception):
+    """Another write came between our reading of `item` and our writing."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__(item.key)
+        self.item = item
+
+
+async def _try(core: Core, user: User, target: Target, change: Change, options: WriteOptions, note: Note) -> Written:
+    await core.cache.present()
+    item = core.find(target.kind.storage, target.namespace, target.name)
+    if item is None:
+        raise target.missing()
+    obj = await change(item)
+    # Who names a version meets this again on the next try, and is told then that the object has moved on.
+    strategy.check_version(target.kind, obj, target.name, item.version, item.meta.uid)
+    try:
+        return await _update_once(core, user, target, item, obj, options, note)
+    except Conflict:
+        raise _Lost(item) from None
 
 
 async def _update_once(
@@ -235,7 +256,8 @@ async def _replace(core: Core, call: admission.Call, item: Item) -> Written:
     causes = strategy.finalizer_causes(obj, old)
     if causes:
         raise invalid(kind.kind, kind.group, call.name, causes)
-    _check(kind, obj, old, call.name)
+    # A binding sets what nobody else may change, and nothing else: it is checked as a pod that is new.
+    _check(kind, obj, None if call.subresource == "binding" else old, call.name)
     admission.validate(call)
     old["metadata"].pop("resourceVersion", None)
     if obj == old:

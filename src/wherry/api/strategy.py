@@ -105,10 +105,14 @@ def begin(kind: Kind, obj: Json, now: float) -> None:
     tidy(meta)
     if kind.subresource("status") is not None and kind not in _KEEPS_STATUS:
         obj["status"] = dict(_FIRST_STATUS.get(kind, {}))
-        if kind == kinds.PODS:
-            obj["status"]["qosClass"] = qos_class(obj.get("spec") or {})
     if kind == kinds.NAMESPACES:
         obj["spec"] = {"finalizers": ["kubernetes"]}
+
+
+def settle(kind: Kind, obj: Json) -> None:
+    """Say what follows from a new object's spec, after admission has had its say."""
+    if kind == kinds.PODS:
+        obj["status"]["qosClass"] = qos_class(obj.get("spec") or {})
 
 
 def carry(kind: Kind, obj: Json, old: Json, subresource: str = "") -> None:
@@ -134,16 +138,11 @@ def carry(kind: Kind, obj: Json, old: Json, subresource: str = "") -> None:
         meta["generation"] = int(was.get("generation") or 0) + 1
 
 
-def check_version(kind: Kind, obj: Json, name: str, version: int, uid: str) -> bool:
-    """Compare the resourceVersion and uid that a body names with the object's; say whether it names a version.
-
-    Raises Conflict in upstream's words.
-    """
+def check_version(kind: Kind, obj: Json, name: str, version: int, uid: str) -> None:
+    """Compare the resourceVersion and uid that a body names, if it does, with the object's. Raises Conflict."""
     meta = metadata(obj)
     given = str(meta.get("resourceVersion") or "")
-    if given in ("", "0"):
-        given = ""
-    elif given != str(version):
+    if given not in ("", "0", str(version)):
         raise moved(kind, name)
     said = str(meta.get("uid") or "")
     if said and said != uid:
@@ -151,7 +150,6 @@ def check_version(kind: Kind, obj: Json, name: str, version: int, uid: str) -> b
             f'Operation cannot be fulfilled on {kind.qualified} "{name}": Precondition failed: '
             f"UID in precondition: {said}, UID in object meta: {uid}"
         )
-    return given != ""
 
 
 def moved(kind: Kind, name: str) -> Conflict:

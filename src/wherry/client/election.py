@@ -8,11 +8,14 @@ import msgspec
 
 from wherry.client.objects import Object, Projected
 from wherry.client.protocol import Client, Json
-from wherry.clock import Clock, rfc3339_micro
+from wherry.clock import Clock, machine, rfc3339_micro
 from wherry.errors import AlreadyExists, Conflict, NotFound, WherryError
 from wherry.model.kinds import LEASES
 
 log = logging.getLogger(__name__)
+
+
+RELEASE_S = 2.0  # machine seconds that giving the lease back may take
 
 
 class LeaseSpec(Projected, frozen=True):
@@ -69,7 +72,7 @@ class Election:
         """Wait to lead, then do `work` while we do; return when it returns. Losing the Lease cancels it: wait anew."""
         while True:
             await self._acquire()
-            worker = asyncio.create_task(self._work(work), name=f"leader:{self._name}")
+            worker = asyncio.create_task(_do(work), name=f"leader:{self._name}")
             keeper = asyncio.create_task(self._keep(), name=f"lease:{self._name}")
             try:
                 await asyncio.wait((worker, keeper), return_when=asyncio.FIRST_COMPLETED)
@@ -86,11 +89,7 @@ class Election:
                 keeper.cancel()
                 await asyncio.gather(worker, keeper, return_exceptions=True)
                 self._leading = False
-                if worker.done() and not worker.cancelled():
-                    await self._release()
-
-    async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
-        await work()
+                await self._release()  # the work has ended by now, however it came to
 
     async def _acquire(self) -> None:
         while True:
@@ -140,13 +139,18 @@ class Election:
     async def _release(self) -> None:
         """Give the Lease back so that the next leader need not wait; nothing is lost if that fails."""
         try:
-            lease = _LEASE.decode(await self._client.get(LEASES, self._name, self._namespace))
-            if lease.spec.holder_identity == self.identity:
-                body = self._body(self._clock.now(), self._clock.now(), 0, lease.metadata.resource_version)
-                body["spec"].update(holderIdentity="", leaseTransitions=lease.spec.lease_transitions or 0)
-                await self._client.update(LEASES, body)
-        except WherryError as error:
-            log.debug("%s: the lease was not given back: %s", self._name, error.message)
+            async with machine.timeout(RELEASE_S):
+                await self._give_back()
+        except (WherryError, TimeoutError) as error:
+            log.debug("%s: the lease was not given back: %s", self._name, error)
+
+    async def _give_back(self) -> None:
+        lease = _LEASE.decode(await self._client.get(LEASES, self._name, self._namespace))
+        if lease.spec.holder_identity == self.identity:
+            now = self._clock.now()
+            body = self._body(now, now, lease.spec.lease_transitions or 0, lease.metadata.resource_version)
+            body["spec"]["holderIdentity"] = ""
+            await self._client.update(LEASES, body)
 
     def _body(self, acquired: float, renewed: float, transitions: int, version: str) -> Json:
         meta: Json = {"name": self._name, "namespace": self._namespace}
@@ -164,3 +168,7 @@ class Election:
                 "leaseTransitions": transitions,
             },
         }
+
+
+async def _do(work: Callable[[], Awaitable[None]]) -> None:
+    await work()

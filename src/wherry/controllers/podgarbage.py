@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from wherry.client.objects import Key
-from wherry.controllers.cluster import Cluster, Controller, Watch, itself
+from wherry.controllers.cluster import Cluster, Controller, Watch, itself, together
 from wherry.controllers.nodelife import by_node
 from wherry.controllers.objects import Node, Pod
 from wherry.errors import NotFound
@@ -13,6 +13,8 @@ OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 """A taint by which a person says: this node is off, its pods run nowhere."""
 
 FINISHED = "finished"
+
+AT_ONCE = 50  # finished pods removed in one go; the next one that finishes brings on the next
 
 
 async def reconcile(key: Key, cluster: Cluster) -> float | None:
@@ -32,7 +34,7 @@ async def reconcile(key: Key, cluster: Cluster) -> float | None:
     if pod.is_deleting and not node.is_ready and any(taint.key == OUT_OF_SERVICE for taint in node.spec.taints):
         await _remove(cluster, pod)
     elif pod.is_finished:
-        await _too_many(cluster, pod)
+        await _too_many(cluster)
     return None
 
 
@@ -57,15 +59,13 @@ async def _remove(cluster: Cluster, pod: Pod) -> None:
     await cluster.delete(PODS, pod.metadata, grace_s=0)
 
 
-async def _too_many(cluster: Cluster, pod: Pod) -> None:
-    """Remove a finished pod if so many others finished that were created later."""
-    limit = cluster.settings.finished_pods
+async def _too_many(cluster: Cluster) -> None:
+    """Remove the oldest finished pods if there are more than are kept."""
     finished = cluster.view(PODS, Pod).by_index(FINISHED, "")
-    if len(finished) <= limit:
-        return
-    newer = sum(one.metadata.created > pod.metadata.created for one in finished)
-    if newer >= limit and not pod.is_deleting:
-        await cluster.delete(PODS, pod.metadata, grace_s=0)
+    excess = len(finished) - cluster.settings.finished_pods
+    if excess > 0:
+        by_age = sorted(finished, key=lambda one: (one.metadata.created, one.metadata.name))
+        await together(cluster.delete(PODS, one.metadata, grace_s=0) for one in by_age[: min(excess, AT_ONCE)])
 
 
 def _wakes_of_node(cluster: Cluster, before: Node | None, now: Node | None) -> Iterable[Key]:

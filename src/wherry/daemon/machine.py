@@ -1,12 +1,40 @@
 """The roles `engine` and `agent`: containers of this machine behind the Docker API, and the pods that a cluster binds to it."""
 
-import logging
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from wherry.client.api import ApiClient
+from wherry.client.transports import HttpTransport
+from wherry.clock import Clock
+from wherry.content.local import LocalContent
+from wherry.daemon.instance import Instance, NodePlan, Plan
+from wherry.daemon.profiles import TIMES
+from wherry.doors.docker.door import DockerDoor
 from wherry.engine.local import LocalEngine
+from wherry.engine.settings import EngineSettings
+from wherry.engine.types import Dns
+from wherry.host import facts, mounts
+from wherry.host.nftables import Nft
+from wherry.model.quantities import parse_bytes
+from wherry.model.users import node as node_user
+from wherry.network.dns import DnsEndpoint, DnsPort, DnsServer, DnsService
+from wherry.network.guard import Guard
 from wherry.network.pods import LocalPodNetwork
-
-log = logging.getLogger(__name__)
+from wherry.network.ranges import Ranges
+from wherry.network.services import NftServices
+from wherry.network.upstream import read_resolvers
+from wherry.node.agent import Agent, AgentSettings
+from wherry.node.proxy import ServiceProxy, ServiceView, SliceView, is_ready
+from wherry.node.real import EngineRuntime
+from wherry.node.registration import NodeFacts
+from wherry.node.streams import AgentServer
+from wherry.wire.client import Endpoint, HttpClient
+from wherry.wire.server import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +43,166 @@ class RunningEngine:
 
     engine: LocalEngine
     network: LocalPodNetwork
+    content: LocalContent
+    nft: Nft
+    guard: Guard
+
+
+def ranges_of(plan: Plan, node: NodePlan) -> Ranges:
+    """The address ranges as this node sees them."""
+    return Ranges(plan.pod_cidr, plan.service_cidr, node.pod_cidr)
+
+
+@asynccontextmanager
+async def engine_role(instance: Instance, plan: Plan, node: NodePlan, clock: Clock) -> AsyncGenerator[RunningEngine]:
+    """Run the engine of a node, with its part of the network, behind the Docker API's socket."""
+    async with AsyncExitStack() as stack:
+        nft = stack.enter_context(Nft())
+        guard = await stack.enter_async_context(Guard(nft))
+        root, run = instance.node_root(node), instance.node_run(node.name)
+        network = LocalPodNetwork(
+            instance.id, node.index, ranges_of(plan, node), str(root / "network"), nft, guard
+        )  # fmt: skip
+        await stack.enter_async_context(network)
+        content = LocalContent.open(instance.node_content(node), clock=clock)
+        stack.push_async_callback(content.close)
+        settings = EngineSettings(
+            cluster_registry=f"unix:{instance.registry_socket}",
+            registry_host=f"127.0.0.1:{plan.registry_port}",
+            shares_content=not node.apart,
+        )
+        engine = LocalEngine(
+            root,
+            run,
+            instance=instance.id,
+            node=node.name,
+            content=content,
+            network=network,
+            clock=clock,
+            settings=settings,
+        )
+        await stack.enter_async_context(engine)
+        door = DockerDoor(engine, None, clock=clock, node=node.name)
+        server = Server(door.handle, on_error=door.fail)
+        await server.start_unix(instance.docker_socket(node.name), mode=0o660, gid=_docker_group())
+        stack.push_async_callback(server.close, 2.0)
+        yield RunningEngine(engine, network, content, nft, guard)
+
+
+def _docker_group() -> int | None:
+    """The group `wherry`, where the administrator made one: its members may use the Docker socket."""
+    import grp
+
+    with suppress(KeyError):
+        return grp.getgrnam("wherry").gr_gid
+    return None
+
+
+@asynccontextmanager
+async def agent_role(
+    instance: Instance, plan: Plan, node: NodePlan, running: RunningEngine, clock: Clock
+) -> AsyncGenerator[Agent]:
+    """Join the cluster: register, run pods, keep services, names and routes."""
+    times = TIMES[plan.profile]
+    transport = HttpTransport(HttpClient(Endpoint.parse(f"unix:{instance.api_socket}")), node_user(node.name))
+    async with AsyncExitStack() as stack:
+        client = ApiClient(transport)
+        stack.push_async_callback(client.close)
+        dns = await stack.enter_async_context(DnsServer([running.network.gateway]))
+        services = NftServices(instance.id, ranges_of(plan, node), running.nft, running.guard)
+        stack.push_async_callback(services.close)
+
+        async def routes(wanted: Mapping[str, str]) -> None:
+            if not node.apart:  # a node that stands apart sends everything to the machine, which knows the way
+                local = {each.pod_cidr for each in plan.nodes if each.apart}
+                known = {each.pod_cidr for each in instance.load().nodes if each.apart} | local
+                await running.network.sync_routes({cidr: to for cidr, to in wanted.items() if cidr in known})
+
+        proxy = ServiceProxy(
+            client, node.name, table=services.sync, names=lambda views, slices: dns.sync(dns_services(views, slices)),
+            routes=routes,
+        )  # fmt: skip
+        await stack.enter_async_context(proxy)
+        capacity, info = await asyncio.to_thread(node_facts, instance.node_root(node))
+        labels = {"wherry.dev/instance": instance.id}
+        settings = AgentSettings(
+            facts=NodeFacts(node.name, node.address, node.pod_cidr, capacity, labels, info),
+            root=instance.node_root(node),
+            dns_address=running.network.gateway,
+            host_dns=host_dns(),
+            lease_s=times.lease_s,
+            renew_s=times.renew_s,
+            services=proxy.variables,
+            tmpfs=_tmpfs,
+            untmpfs=_untmpfs,
+            renewed=lambda: touch(instance.heartbeat(node.name)),
+            drained=proxy.drained,
+        )
+        agent = Agent(client, EngineRuntime(running.engine), clock=clock, settings=settings)
+        await stack.enter_async_context(agent)
+        face = Server(AgentServer(agent, clock).handle)
+        gid = plan.server_uid if os.geteuid() == 0 else None
+        await face.start_unix(instance.agent_socket(node.name), mode=0o660, gid=gid)
+        stack.push_async_callback(face.close, 1.0)
+        yield agent
+
+
+def dns_services(
+    views: Sequence[ServiceView], slices: Mapping[tuple[str, str], Sequence[SliceView]]
+) -> Sequence[DnsService]:
+    """The services as DNS knows them."""
+    result: list[DnsService] = []
+    for each in views:
+        spec, meta = each.spec, each.metadata
+        ports = [DnsPort(port.name, port.protocol, port.port) for port in spec.ports]
+        addresses = [one for one in (spec.cluster_ips or [spec.cluster_ip]) if one and one != "None"]
+        endpoints: list[DnsEndpoint] = []
+        if not addresses and spec.type != "ExternalName":
+            for part in slices.get((meta.namespace, meta.name), ()):
+                own = [DnsPort(one.name, one.protocol, one.port) for one in part.ports or () if one.port]
+                endpoints += [
+                    DnsEndpoint(endpoint.addresses[0], endpoint.hostname, own)
+                    for endpoint in part.endpoints or ()
+                    if endpoint.addresses and (is_ready(endpoint.conditions) or spec.publish_not_ready_addresses)
+                ]
+        external = spec.external_name if spec.type == "ExternalName" else ""
+        result.append(DnsService(meta.namespace, meta.name, addresses, ports, endpoints, external))
+    return result
+
+
+def node_facts(root: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What this machine has, as quantities, and what it says of itself."""
+    found = facts.read()
+    capacity = {
+        "cpu": str(found.cpus),
+        "memory": f"{found.memory_bytes // 1024}Ki",
+        "pods": "110",
+        "ephemeral-storage": f"{shutil.disk_usage(root).total // 1024}Ki",
+    }
+    info = {
+        "kernelVersion": found.kernel,
+        "osImage": found.os_image,
+        "machineID": found.machine_id,
+        "bootID": found.boot_id,
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(found.architecture, found.architecture),
+    }
+    return capacity, info
+
+
+def host_dns() -> Dns:
+    """The machine's own resolvers, beyond a loopback stub, for pods that ask for them."""
+    found = read_resolvers()
+    return Dns(list(found.servers), list(found.searches), list(found.options))
+
+
+def touch(path: Path) -> None:
+    """Say that the agent lives and is heard: the warden watches the age of this file."""
+    path.touch()
+
+
+def _tmpfs(path: str, size: str) -> None:
+    mounts.tmpfs(path, size_bytes=parse_bytes(size) if size else 0, mode=0o1777)
+
+
+def _untmpfs(path: str) -> None:
+    mounts.unmount(path)

@@ -1,11 +1,10 @@
 """The roles `server` and `registry`: the store, the API, controllers, scheduler and history; and images for the cluster."""
 
 import asyncio
-import hmac
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from wherry.controllers.settings import Settings as ControllerSettings
 from wherry.daemon.instance import Instance, Plan
 from wherry.daemon.profiles import TIMES
 from wherry.errors import NotFound, Unavailable
-from wherry.history.archive import Archive
-from wherry.history.routes import routes as history_routes
 from wherry.model.users import User
 from wherry.scheduler.scheduler import Scheduler
 from wherry.store.sqlite import SqliteStore
@@ -45,7 +42,6 @@ class RunningServer:
 
     api: Api
     store: SqliteStore
-    archive: Archive
     scheduler: Scheduler
 
     def client(self, user: User) -> Client:
@@ -54,7 +50,7 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIterator[RunningServer]:
+async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGenerator[RunningServer]:
     """Run the API server of an instance: it listens on its unix socket and, by TLS, on its port.
 
     Everything it keeps is below `instance.server`; it needs no root. Pods reach it at the gateway of each node.
@@ -70,19 +66,16 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIter
             advertise=[(address, plan.api_port) for address in gateways[:1]],
             toleration_s=times.toleration_s,
         )
-        archive = await Archive.open(instance.server / "history", store, clock=clock)
-        stack.push_async_callback(archive.close)
         api = Api(
             store,
             clock=clock,
             authority=authority,
             settings=settings,
             nodes=NodeConnector(instance),
-            extra=history_routes(archive),
         )
         await api.start()
         stack.push_async_callback(api.close)
-        running = RunningServer(api, store, archive, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
+        running = RunningServer(api, store, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
         server = Server(api.handle, on_error=api.fail)
         stack.push_async_callback(server.close, 2.0)
         instance.api_socket.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +83,6 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIter
         await _listen_tls(server, instance, plan, authority, gateways)
         await stack.enter_async_context(running.scheduler)
         await stack.enter_async_context(_controllers(api, plan, authority, clock))
-        await stack.enter_async_context(archive)
         compaction = asyncio.create_task(_compact(store, clock), name="compaction")
         stack.push_async_callback(_end, compaction)
         yield running
@@ -183,18 +175,19 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def registry_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIterator[None]:
+async def registry_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGenerator[None]:
     """Run the cluster's registry: on its unix socket, where local roles may write, and on loopback, where a token is asked."""
     from wherry.content.local import LocalContent
-    from wherry.registry.registry import Registry
+    from wherry.registry.access import trust_local
+    from wherry.registry.service import Registry
 
-    token = read_or_make_token(instance.server / "registry-token")
-
-    def knows(user: str, password: str) -> bool:
-        return hmac.compare_digest(password, token)
-
+    token_file = instance.server / "registry-token"
+    make_token(token_file)
     content = LocalContent.open(instance.content, clock=clock)
-    registry = Registry(content, instance.server / "registry", clock=clock, token=knows)
+    registry = Registry(
+        content, instance.server / "registry", clock=clock, token_file=token_file, trusted=trust_local(0, os.geteuid())
+    )
+    await registry.start()
     server = Server(registry.handle)
     instance.registry_socket.parent.mkdir(parents=True, exist_ok=True)
     await server.start_unix(instance.registry_socket, mode=0o660)
@@ -207,9 +200,8 @@ async def registry_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncIt
         await content.close()
 
 
-def read_or_make_token(path: Path) -> str:
-    """The secret that a person signs in to the registry with; made once."""
+def make_token(path: Path) -> None:
+    """Make the secret that a person signs in to the registry with; once."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, secrets.token_urlsafe(24))
-    return path.read_text().strip()

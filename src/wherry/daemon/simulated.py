@@ -1,7 +1,7 @@
 """Simulated nodes: agents in the server's own process, whose pods only seem to run."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from wherry.clock import Clock
@@ -20,7 +20,7 @@ LABELS = {"wherry.dev/simulated": "true"}
 
 
 @asynccontextmanager
-async def simulated_nodes(instance: Instance, plan: Plan, server: RunningServer, clock: Clock) -> AsyncIterator[None]:
+async def simulated_nodes(instance: Instance, plan: Plan, server: RunningServer, clock: Clock) -> AsyncGenerator[None]:
     """Run the agents of all simulated nodes of the plan, each with a socket of its own, as real ones have."""
     async with AsyncExitStack() as stack:
         for node in plan.nodes:
@@ -32,7 +32,7 @@ async def simulated_nodes(instance: Instance, plan: Plan, server: RunningServer,
 @asynccontextmanager
 async def _one(
     instance: Instance, plan: Plan, node: NodePlan, server: RunningServer, clock: Clock
-) -> AsyncIterator[Agent]:
+) -> AsyncGenerator[Agent]:
     times = TIMES[plan.profile]
     facts = NodeFacts(
         name=node.name, address=node.address, pod_cidr=node.pod_cidr, capacity=CAPACITY, labels=LABELS,

@@ -104,6 +104,7 @@ def _decide(instance: Instance, options: Options) -> Plan:
         plan = instance.load()
     except NotFound:
         subnets = networks.claim(instance, real=options.nodes > 0)
+        api_port, registry_port = _ports(instance, options)
         plan = Plan(
             id=instance.id,
             profile=_profile(options.profile),
@@ -111,8 +112,8 @@ def _decide(instance: Instance, options: Options) -> Plan:
             service_cidr=subnets.services,
             pod_cidr=subnets.pods,
             server_uid=unprivileged_uid(instance.id) if os.geteuid() == 0 else os.geteuid(),
-            api_port=_free_port(API_PORT),
-            registry_port=_free_port(REGISTRY_PORT),
+            api_port=api_port,
+            registry_port=registry_port,
             durability="test" if options.durability == "test" else "full",
         )
     else:
@@ -145,13 +146,22 @@ def _profile(text: str) -> Profile:
     return "fast-failover" if text == "fast-failover" else "default"
 
 
-def _free_port(first: int) -> int:
-    """Find a TCP port of loopback that nobody listens on, from `first` upwards."""
+def _ports(instance: Instance, options: Options) -> tuple[int, int]:
+    """Choose the ports of the API and the registry; real instances claim theirs, so that two starts never meet."""
+    if options.nodes and os.geteuid() == 0:
+        first, second = networks.claim_ports(instance, (API_PORT, REGISTRY_PORT))
+        return first, second
+    return _free_port(API_PORT, ()), _free_port(REGISTRY_PORT, ())
+
+
+def _free_port(first: int, taken: Sequence[int]) -> int:
+    """Find a TCP port that nobody listens on, from `first` upwards."""
     for port in range(first, first + 2000):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             with suppress(OSError):
                 probe.bind(("0.0.0.0", port))
-                return port
+                if port not in taken:
+                    return port
     raise Conflict(f"no free port between {first} and {first + 2000}")
 
 
@@ -170,7 +180,10 @@ def _make_places(instance: Instance, plan: Plan) -> None:
         os.chown(instance.content, plan.server_uid, plan.server_uid)
     for node in plan.nodes:
         instance.node_root(node).mkdir(parents=True, exist_ok=True)
-        instance.node_run(node.name).mkdir(parents=True, exist_ok=True)
+        run = instance.node_run(node.name)
+        run.mkdir(parents=True, exist_ok=True)
+        if not node.real and os.geteuid() == 0:
+            os.chown(run, plan.server_uid, plan.server_uid)
 
 
 def server_user(instance: Instance, plan: Plan) -> tuple[int, int]:
@@ -232,7 +245,7 @@ def _start_warden(instance: Instance, plan: Plan, owner_fd: int | None) -> None:
     path.write_bytes(msgspec.json.encode(document))
     warden = Path(__file__).with_name("warden.py")
     with instance.log("warden").open("ab") as output:
-        subprocess.Popen(
+        warden_process = subprocess.Popen(
             [sys.executable, "-IS", str(warden), str(path)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -242,6 +255,8 @@ def _start_warden(instance: Instance, plan: Plan, owner_fd: int | None) -> None:
             start_new_session=True,
             cwd="/",
         )
+    networks.hand_over(instance, plan, warden_process.pid)
+    warden_process.returncode = 0  # it is nobody's child from now on: it outlives us
 
 
 def _wait_ready(instance: Instance, plan: Plan, timeout_s: float) -> None:

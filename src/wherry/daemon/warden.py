@@ -13,6 +13,8 @@ States of a role: starting -> running -> (exit) -> waiting (back-off) -> running
 When the owner's pipe closes (a test run was killed) or on `sweep`, everything is killed and the sweep command runs.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import json
@@ -22,6 +24,10 @@ import signal
 import socket
 import sys
 from time import monotonic, time  # the one module besides clock.py that reads the time: it may import nothing of ours
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 10.0
@@ -33,7 +39,7 @@ TERM_GRACE_S = 15.0
 class Role:
     """One process that is kept running."""
 
-    def __init__(self, plan):
+    def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.name = plan["name"]
         self.pid = 0
@@ -42,10 +48,10 @@ class Role:
         self.due = 0.0
         self.backoff = BACKOFF_FIRST_S
         self.stopping = False
-        self.last_exit = None
+        self.last_exit: int | None = None
         self.fenced = 0
 
-    def start(self):
+    def start(self) -> None:
         """Fork and execute; the child enters its cgroup, namespace and user first."""
         self.starts += 1
         self.started = monotonic()
@@ -60,7 +66,7 @@ class Role:
         finally:
             os._exit(70)
 
-    def _become(self):
+    def _become(self) -> None:
         plan = self.plan
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -88,7 +94,7 @@ class Role:
             os.setresuid(plan["uid"], plan["uid"], plan["uid"])
         os.execve(plan["argv"][0], plan["argv"], plan["env"])
 
-    def ended(self, status):
+    def ended(self, status: int) -> None:
         """Note the exit and plan the next start, later each time it fails soon."""
         self.pid = 0
         self.last_exit = os.waitstatus_to_exitcode(status)
@@ -97,7 +103,7 @@ class Role:
         self.due = monotonic() + self.backoff
         self.backoff = min(self.backoff * 2, BACKOFF_MOST_S)
 
-    def silent_s(self):
+    def silent_s(self) -> float:
         """Say for how many seconds the heartbeat file has not been touched; 0 where there is none yet."""
         path = self.plan.get("heartbeat")
         if not path:
@@ -107,7 +113,7 @@ class Role:
         except OSError:
             return 0.0
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         """Say how it is, as JSON."""
         state = "running" if self.pid else "stopped" if self.stopping else "waiting"
         return {
@@ -116,7 +122,7 @@ class Role:
         }  # fmt: skip
 
 
-def kill_cgroup(path):
+def kill_cgroup(path: str | None) -> None:
     """Kill every process below a cgroup-v2 directory; nothing when it is not there."""
     if not path:
         return
@@ -134,15 +140,15 @@ def kill_cgroup(path):
 class Warden:
     """The loop: children, the owner's pipe, the control socket, fences."""
 
-    def __init__(self, plan):
+    def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.roles = {role["name"]: Role(role) for role in plan["roles"]}
-        self.ending = None
+        self.ending: str | None = None
+        self.deadline = 0.0
         self.wake, self.waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.clients = {}
-        self.answers = []
+        self.clients: dict[int, socket.socket] = {}
 
-    def listen(self):
+    def listen(self) -> socket.socket:
         """Open the control socket, for this user only."""
         path = os.path.join(self.plan["run"], "warden.sock")
         with contextlib.suppress(FileNotFoundError):
@@ -157,7 +163,7 @@ class Warden:
         listener.setblocking(False)
         return listener
 
-    def run(self):
+    def run(self) -> bool:
         """Serve until `stop` or `sweep`; return whether to sweep."""
         signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -181,7 +187,7 @@ class Warden:
                         os.read(self.wake, 4096)
                 elif fd == listener.fileno():
                     self.accept(listener, poll)
-                elif fd == owner:
+                elif owner is not None and fd == owner:
                     if not os.read(owner, 4096):
                         poll.unregister(owner)
                         self.end("sweep")
@@ -190,7 +196,7 @@ class Warden:
         listener.close()
         return self.ending == "sweep"
 
-    def patience_ms(self):
+    def patience_ms(self) -> int:
         """How long the loop may sleep: to the next back-off, fence or deadline."""
         waits = [1.0]
         if not any(role.plan.get("heartbeat") and role.plan.get("fence_s") for role in self.roles.values()):
@@ -202,7 +208,7 @@ class Warden:
             waits.append(0.2)
         return int(min(waits) * 1000) + 1
 
-    def tend(self):
+    def tend(self) -> None:
         """Reap, restart what is due, fence what is silent."""
         while True:
             try:
@@ -229,7 +235,7 @@ class Warden:
                     with contextlib.suppress(OSError):
                         os.kill(role.pid, signal.SIGKILL)
 
-    def fence(self, role):
+    def fence(self, role: Role) -> None:
         """A silent agent's pods will be replaced elsewhere: nothing of the node may go on running here."""
         role.fenced += 1
         kill_cgroup(role.plan.get("cgroup"))
@@ -237,7 +243,7 @@ class Warden:
             with contextlib.suppress(OSError):
                 os.unlink(role.plan["heartbeat"])
 
-    def end(self, how):
+    def end(self, how: str) -> None:
         """Stop all roles in order (SIGTERM, later SIGKILL); then leave, or sweep."""
         if self.ending:
             return
@@ -251,7 +257,7 @@ class Warden:
                 if how == "sweep":
                     kill_cgroup(role.plan.get("cgroup"))
 
-    def accept(self, listener, poll):
+    def accept(self, listener: socket.socket, poll: select.poll) -> None:
         """Take a control connection."""
         with contextlib.suppress(BlockingIOError):
             client, _ = listener.accept()
@@ -259,7 +265,7 @@ class Warden:
             self.clients[client.fileno()] = client
             poll.register(client, select.POLLIN | select.POLLHUP)
 
-    def serve(self, fd, poll):
+    def serve(self, fd: int, poll: select.poll) -> None:
         """Answer one request line."""
         client = self.clients.pop(fd)
         poll.unregister(fd)
@@ -273,7 +279,7 @@ class Warden:
             answer = self.answer(json.loads(line)) if line.strip() else {"error": "empty request"}
             client.sendall(json.dumps(answer).encode() + b"\n")
 
-    def answer(self, request):
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a control request says."""
         op, name = request.get("op"), request.get("name")
         if op == "status":
@@ -304,7 +310,7 @@ class Warden:
         return {"error": f"no such operation or role: {op!r} {name!r}"}
 
 
-def main():
+def main() -> None:
     """Run the plan named on the command line."""
     with open(sys.argv[1]) as file:
         plan = json.load(file)

@@ -512,12 +512,14 @@ class Containers:
 
     async def _restart(self, life: Life, delay_s: float) -> None:
         await self._clock.sleep(delay_s)
-        async with life.lock:
-            life.restart = None
-            if life.record.stage is not Stage.EXITED or life.record.stopped:
-                return
-            self._put(life, replace(life.record, restarts=life.record.restarts + 1))
-            await self._start(life)
+        try:
+            async with life.lock:
+                if life.record.stage is Stage.EXITED and not life.record.stopped:
+                    self._put(life, replace(life.record, restarts=life.record.restarts + 1))
+                    await self._start(life)
+        finally:
+            if life.restart is asyncio.current_task():  # else it has ended already, and the next is planned
+                life.restart = None
 
     def _forget_restart(self, life: Life) -> None:
         if life.restart is not None and life.restart is not asyncio.current_task():

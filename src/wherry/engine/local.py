@@ -321,6 +321,10 @@ class LocalEngine:
             "pids": usage.pids,
         }
 
+    def log_path(self, ref: str) -> str:
+        """Say where a container's log is."""
+        return self._find(ref).record.log_path
+
     def events(self) -> AsyncIterator[EngineEvent]:
         """See Engine."""
         return self._events.read()

@@ -101,7 +101,7 @@ class Runs:
         waiting = await monitor.spawn(self.runtime, argv, bundle, lambda pid: self._groups.enter("conmon", pid))
         try:
             spawned(waiting.identity, made_points)
-            pid = await waiting.go(f"container {record.name}", self._settings.create_timeout_s)
+            pid = await waiting.go(f"container {record.name} ({record.argv[0]})", self._settings.create_timeout_s)
             process = processes.identify(pid)
             if process is None:
                 raise Broken(f"container {record.name}: its process ended before it was started")

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from wherry.clock import parse_rfc3339, rfc3339, rfc3339_micro
@@ -108,9 +109,6 @@ def _compile_definition(name: str) -> Walk:
         fields[one.name] = _compile(one.shape, struct)
 
     def walk(value: Any, where: Where, found: Findings) -> Any:
-        if type(value) is not dict:
-            found.wrong.append(_mismatch(value, where, struct, _go_type(name)))
-            return value
         drop: list[str] | None = None
         for member, part in value.items():
             known = fields.get(member)
@@ -141,7 +139,7 @@ def _compile(shape: Shape, struct: str) -> tuple[type | None, Walk]:
     """Give the type that needs no further look (strings, booleans), and the walk for everything else."""
     match shape.base:
         case "ref":
-            return None, _later(shape.ref)
+            return None, _later(shape.ref, struct)
         case "array" if shape.item is not None:
             return None, _compile_array(shape.item, struct)
         case "map" if shape.item is not None:
@@ -160,11 +158,15 @@ def _compile(shape: Shape, struct: str) -> tuple[type | None, Walk]:
             return None, _SPECIAL[shape.base]
 
 
-def _later(name: str) -> Walk:
+def _later(name: str, struct: str) -> Walk:
     """Compile a definition when a value of it comes; definitions may hold themselves."""
     compiled: list[Walk] = []
+    is_object = schema.load().get(name).shape.base == "object"
 
     def walk(value: Any, where: Where, found: Findings) -> Any:
+        if is_object and type(value) is not dict:
+            found.wrong.append(_mismatch(value, where, struct, _go_type(name)))
+            return value
         if not compiled:
             compiled.append(_walker(name))
         return compiled[0](value, where, found)
@@ -288,10 +290,15 @@ def _quantity(value: Any, where: Where, found: Findings) -> Any:
         )
         return value
     try:
-        return str(Quantity.parse(value.strip() if isinstance(value, str) else value))
+        return _canonical(value.strip() if isinstance(value, str) else value)
     except Invalid as error:
         found.wrong.append(error.message)
         return value
+
+
+@lru_cache(4096)
+def _canonical(text: str | int | float) -> str:
+    return str(Quantity.parse(text))
 
 
 def _int_or_string(value: Any, where: Where, found: Findings) -> Any:

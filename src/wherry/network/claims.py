@@ -83,17 +83,20 @@ class Claims:
     ) -> Claim:
         """Take ranges for an instance, or find those it has; the process `owner` (0: we) has them from now on.
 
-        `pods`, `services` and `links` are wishes, granted if they are free. Raises AlreadyExists when another live
-        process has the instance, or another instance the `name`, and Unavailable when the pool is used up.
+        What this process has it may hand over to `owner`. `pods`, `services` and `links` are wishes, granted if they
+        are free. Raises AlreadyExists when another live process has the instance, or another instance the `name`, and
+        Unavailable when the pool is used up.
         """
         process = processes.identify(owner or os.getpid())
         if process is None:
             raise Broken(f"process {owner} has ended")
         who = (process.boot_id, process.pid, process.start_ticks)
+        own = processes.identify(os.getpid())
+        ourselves = (own.boot_id, own.pid, own.start_ticks) if own is not None else who
         with self._locked():
             held = {claim.instance: claim for claim in self._read_all()}
             mine = held.pop(instance, None)
-            if mine is not None and mine.owner != who and mine.is_alive:
+            if mine is not None and mine.owner not in (who, ourselves) and mine.is_alive:
                 raise AlreadyExists(f"instance {instance} ({mine.root}) is in the hands of process {mine.owner[1]}")
             for other in held.values():
                 if name and other.name == name:

@@ -35,6 +35,18 @@ class DockerUser:
         await remove_rules(self._nft, self._instance)
 
 
+def has_legacy_tables() -> bool:
+    """Say whether the old iptables (not its nftables form) holds rules: nothing of ours can let pods through there.
+
+    What helps: `update-alternatives --set iptables /usr/sbin/iptables-nft`, then restart dockerd.
+    """
+    try:
+        with open("/proc/net/ip_tables_names", encoding="ascii") as file:
+            return "filter" in file.read().split()
+    except OSError:
+        return False
+
+
 async def remove_rules(nft: Nft, instance: str) -> None:
     """Take an instance's rules out of Docker's chain."""
     handles = [rule["handle"] for rule in await _rules(nft) or () if rule.get("comment", "") == _comment(instance)]

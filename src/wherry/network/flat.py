@@ -13,13 +13,9 @@ id of each client, and `backends` is asked by id. An id that is gone is forgotte
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
 from wherry.network.ranges import Ranges
-from wherry.network.types import Port, Service
 
-PROTOCOLS = {"TCP": "tcp", "UDP": "udp"}
 _KEY, _NODE_KEY = "ip daddr . meta l4proto . th dport", "meta l4proto . th dport"
 _CLIENT = f"ip saddr . {_KEY}"
 _SCALARS = "ipv4_addr . inet_proto . inet_service"
@@ -40,79 +36,24 @@ Elements = Mapping[str, Mapping[str, str]]
 """By name of the map: keys to values, as nftables writes them; values of a set are empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the table should hold. `slots`: the backends of each map key in their order; `refused`: service to reason."""
-
-    elements: Elements = field(default_factory=lambda: {name: {} for name in MAPS})
-    slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    refused: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def chains(self) -> set[str]:
-        """Name the shared chains that the elements lead to, and those that these lead to."""
-        found = {
-            value.removeprefix("goto ") for name in ("ports", "node_ports") for value in self.elements[name].values()
-        }
-        return found | {f"{chain[0]}hit{chain.partition('t')[2]}" for chain in found if "t" in chain}
+def no_elements() -> Elements:
+    """Return the elements of an empty table."""
+    return {name: {} for name in MAPS}
 
 
-def plan(services: Iterable[Service], before: Plan | None = None) -> Plan:
-    """Turn services into elements. With the plan `before`, backends that stay keep their slots, so little changes.
-
-    What cannot be (IPv6, SCTP, an address and port that another service has) is left out and said in `refused`.
-    """
-    elements: dict[str, dict[str, str]] = {name: {} for name in MAPS}
-    slots: dict[str, tuple[str, ...]] = {}
-    refused: dict[str, str] = {}
-    old = before.slots if before is not None else {}
-    for service in sorted(services, key=lambda service: service.key):
-        for port in service.ports:
-            problem = _problem(service, port)
-            if problem:
-                refused[service.key] = problem
-                continue
-            protocol = PROTOCOLS[port.protocol]
-            backends = {f"{address} . {number}" for address, number in port.endpoints}
-            keys = [("", f"{address} . {protocol} . {port.port}") for address in service.addresses if _is_v4(address)]
-            if port.node_port:
-                keys.append(("node_", f"{protocol} . {port.node_port}"))
-            for kind, key in keys:
-                if key in elements[f"{kind}ports"] or (not kind and key in elements["empty"]):
-                    refused[service.key] = f"{key.replace(' . ', ' ')} belongs to another service"
-                    continue
-                if not backends:
-                    if not kind:
-                        elements["empty"][key] = ""
-                    continue
-                order = assign(old.get(kind + key, ()), backends)
-                slots[kind + key] = order
-                _add(elements, kind, key, order, service.affinity_s)
-            for address, _ in port.endpoints:
-                elements["hairpin"][f"{address} . {address}"] = ""
-    return Plan(elements, slots, refused)
+def chains_for(elements: Elements) -> frozenset[str]:
+    """Name the shared chains that elements lead to."""
+    values = [value for name in ("ports", "node_ports") for value in elements.get(name, {}).values()]
+    return with_hits({value.removeprefix("goto ") for value in values})
 
 
-def assign(before: Sequence[str], wanted: Iterable[str]) -> tuple[str, ...]:
-    """Order the wanted backends so that those which stay keep their places; holes are filled by new ones, then the last."""
-    missing = set(wanted)
-    order: list[str | None] = []
-    for backend in before:
-        order.append(backend if backend in missing else None)
-        missing.discard(backend)
-    fresh = sorted(missing)
-    for place, backend in enumerate(order):
-        if backend is None and fresh:
-            order[place] = fresh.pop(0)
-    order += fresh
-    while None in order:
-        last = order.pop()
-        if last is not None:
-            order[order.index(None)] = last
-    return tuple(backend for backend in order if backend is not None)
+def with_hits(chains: Iterable[str]) -> frozenset[str]:
+    """Add those chains that chains with affinity lead to."""
+    found = set(chains)
+    return frozenset(found | {f"{chain[0]}hit{chain.partition('t')[2]}" for chain in found if "t" in chain})
 
 
-def changes(table: str, old: Elements, new: Elements, old_chains: set[str], new_chains: set[str]) -> str:
+def changes(table: str, old: Elements, new: Elements, old_chains: frozenset[str], new_chains: frozenset[str]) -> str:
     """Write the commands that turn `old` into `new`, as one transaction; "" when they are equal."""
     lines: list[str] = []
     for chain in sorted(new_chains - old_chains, key=lambda name: ("hit" not in name, name)):  # those jumped to first
@@ -218,51 +159,9 @@ def _base_rules(node: Ranges) -> list[str]:
     ]
 
 
-def _add(elements: dict[str, dict[str, str]], kind: str, key: str, order: Sequence[str], affinity_s: int) -> None:
-    chain = f"{'n' if kind else 'e'}{len(order)}"
-    if not affinity_s:
-        elements[f"{kind}ports"][key] = f"goto {chain}"
-        elements[f"{kind}backends"].update((f"{key} . {slot(number)}", backend) for number, backend in enumerate(order))
-        return
-    elements[f"{kind}ports"][key] = f"goto {chain}t{affinity_s}"
-    for number, (backend, name) in enumerate(zip(order, ids(order), strict=True)):
-        elements[f"{kind}pick"][f"{key} . {slot(number)}"] = name
-        elements[f"{kind}backends"][f"{key} . {name}"] = backend
-
-
 def slot(number: int) -> str:
     """Write a number as nftables writes a priority."""
     return f"{number >> 16:x}:{number & 0xFFFF:x}" if number else "none"
-
-
-def ids(backends: Sequence[str]) -> list[str]:
-    """Give each backend a number of its own that stays the same whichever others there are (but for rare clashes)."""
-    taken: dict[int, str] = {}
-    for backend in sorted(backends):
-        number = zlib.crc32(backend.encode()) | 0x8000_0000
-        while number in taken:
-            number = 0x8000_0000 | (number + 1)
-        taken[number] = backend
-    by_backend = {backend: number for number, backend in taken.items()}
-    return [slot(by_backend[backend]) for backend in backends]
-
-
-def _problem(service: Service, port: Port) -> str:
-    if port.protocol not in PROTOCOLS:
-        return f"port {port.port}: protocol {port.protocol} is not supported, only TCP and UDP are"
-    if any(not _is_v4(address) for address, _ in port.endpoints):
-        return f"port {port.port}: IPv6 endpoints are not supported"
-    if service.addresses and not any(_is_v4(address) for address in service.addresses):
-        return "IPv6 addresses are not supported"
-    return ""
-
-
-def _is_v4(address: str) -> bool:
-    try:
-        IPv4Address(address)
-    except ValueError:
-        return False
-    return True
 
 
 def _batches(command: str, items: Sequence[str], size: int = 2000) -> list[str]:

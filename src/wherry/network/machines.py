@@ -12,7 +12,7 @@ from wherry.host import kernel, namespaces, netlink
 from wherry.host.nftables import Nft
 from wherry.network import ranges
 from wherry.network.docker import DockerUser, remove_rules
-from wherry.network.pods import table_name
+from wherry.network.pods import forward, table_name
 from wherry.network.services import table_name as services_table_name
 
 SETTINGS = (("rp_filter", "0"), ("forwarding", "1"), ("route_localnet", "1"), ("send_redirects", "0"))
@@ -126,9 +126,12 @@ def _sweep_links(instance: str) -> None:
         own = {link.index for link in net.links() if link.name.startswith(ranges.link_prefix(instance))}
         pods = [address.interface for address in net.addresses() if address.index in own]
         net.send([netlink.delete_link(name) for name in _links_of(instance)])
-        for route in net.routes():  # "unreachable" routes are on no link: ours are round our gateway's address
-            if route.is_unreachable and any(address.ip in route.destination for address in pods):
-                net.send([netlink.delete_unreachable(str(route.destination))])
+        routes = net.routes()
+        for around in routes:  # "unreachable" is on no link; ours is the one round our gateway's address
+            if around.is_unreachable and any(address.ip in around.destination for address in pods):
+                inner = [one for one in routes if one.gateway and one.destination.subnet_of(around.destination)]
+                net.send([netlink.delete_route(str(one.destination)) for one in inner])
+                net.send([netlink.delete_unreachable(str(around.destination))])
 
 
 def _delete_link(name: str) -> None:
@@ -138,8 +141,7 @@ def _delete_link(name: str) -> None:
 
 def _connect(node: NodeLink) -> None:
     """Make the link and set both ends up. Runs in a thread that ends inside the node's namespace."""
-    if namespaces.read_sysctl("net.ipv4.ip_forward") != "1":
-        namespaces.sysctl("net.ipv4.ip_forward", "1")
+    forward()
     fd = os.open(node.netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with netlink.Netlink() as net:

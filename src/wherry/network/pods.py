@@ -48,7 +48,8 @@ class LocalPodNetwork:
     """`types.PodNetwork` by links, routes and nftables of this network namespace. A context manager: entering starts it.
 
     `number` tells the nodes of one instance apart (its gateway link is `wh<id>g<number>`). Leaving the context keeps the
-    pods connected; `close(remove=True)` takes everything away.
+    pods connected; `close(remove=True)` takes everything away. `mtu` 0 means that of the way to the world.
+    `turned_on` names the machine-wide settings that `start` changed, with their old values (see `Claims.note_before`).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LocalPodNetwork:
         self._next = 0
         self._locks: dict[str, asyncio.Lock] = {}
         self._routes: dict[str, str] = {}
+        self.turned_on: dict[str, str] = {}
 
     @property
     def gateway(self) -> str:
@@ -147,9 +149,9 @@ class LocalPodNetwork:
 
     # in threads -------------------------------------------------------------------------------------------------------
     def _set_up(self) -> None:
-        if namespaces.read_sysctl("net.ipv4.ip_forward") != "1":
-            namespaces.sysctl("net.ipv4.ip_forward", "1")
+        self.turned_on = forward()
         with netlink.Netlink() as net:
+            self._mtu = self._mtu or _mtu_outwards(net)
             net.send([netlink.add_bridge(self._link, mac=ranges.mac_of(self.gateway, inside=False))])
             self._link_index = netlink.index_of(self._link)
             net.send(
@@ -284,21 +286,56 @@ class LocalPodNetwork:
         return Attachment(record.address, self.gateway, ranges.pod_link(self._instance, record.address))
 
 
+def forward() -> dict[str, str]:
+    """Let this network namespace forward packets; return what was otherwise before, for `restore`."""
+    before = namespaces.read_sysctl("net.ipv4.ip_forward")
+    if before == "1":
+        return {}
+    namespaces.sysctl("net.ipv4.ip_forward", "1")
+    return {"net.ipv4.ip_forward": before}
+
+
+def restore(settings: Mapping[str, str]) -> list[str]:
+    """Put machine-wide settings back, unless others may count on them by now; name those that were put back.
+
+    Forwarding stays on where there are bridges or pairs of links: somebody else's containers or machines.
+    """
+    if not settings:
+        return []
+    with netlink.Netlink() as net:
+        if any(link.kind in ("bridge", "veth", "tun", "macvlan") for link in net.links()):
+            return []
+    for name, value in settings.items():
+        namespaces.sysctl(name, value)
+    return list(settings)
+
+
+def _mtu_outwards(net: netlink.Netlink) -> int:
+    """Find the MTU of the default route's link; 0 (the kernel's default) without one, and never more than that."""
+    outwards = {route.index for route in net.routes() if route.destination.prefixlen == 0}
+    found = [link.mtu for link in net.links() if link.index in outwards]
+    return min(found) if found and min(found) < 1500 else 0
+
+
 def table_name(instance: str) -> str:
     """Name the table for pods; services have their own, `wherry-<id>`."""
     return f"wherry-{instance}-pods"
 
 
 def pods_table(instance: str, node: Ranges) -> str:
-    """Write the table: pods go out to the world by the node's address, and cannot reach what listens on 127.0.0.1."""
-    table, links = f"ip {table_name(instance)}", f'"{ranges.link_prefix(instance)}p*"'
+    """Write the table: pods go out to the world by the node's address, and cannot reach what listens on 127.0.0.1.
+
+    The latter is needed since links of ours have route_localnet, for node ports on 127.0.0.1. Answers to those are not
+    meant: they come in with the gateway's address, and get the other one later.
+    """
+    table = f"ip {table_name(instance)}"
     return "\n".join(
         [
             f"add table {table}",
             f"delete table {table}",
             f"add table {table}",
             f"add chain {table} guard {{ type filter hook prerouting priority raw; }}",
-            f"add rule {table} guard iifname {links} ip daddr 127.0.0.0/8 drop",
+            f'add rule {table} guard iifname != "lo" ip daddr 127.0.0.0/8 drop',
             f"add chain {table} outgoing {{ type nat hook postrouting priority srcnat; }}",
             f"add rule {table} outgoing ip saddr {node.node} ip daddr != {node.pods} masquerade",
         ]

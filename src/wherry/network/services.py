@@ -8,9 +8,10 @@ from typing import Any
 from wherry.errors import Broken
 from wherry.host import conntrack
 from wherry.host.nftables import Nft
-from wherry.network import flat
-from wherry.network.flat import Elements, Plan
+from wherry.network import flat, plans
+from wherry.network.flat import Elements
 from wherry.network.guard import Guard
+from wherry.network.plans import Plan
 from wherry.network.ranges import Ranges
 from wherry.network.types import Service
 
@@ -38,8 +39,9 @@ class NftServices:
         async with self._lock:
             if not self._is_made:
                 await self._make()
-            target = flat.plan(services, self._plan)
-            commands = flat.changes(self._table, self._plan.elements, target.elements, self._plan.chains, target.chains)
+            step = plans.step(services, self._plan)
+            target = step.plan
+            commands = flat.changes(self._table, step.old, step.new, self._plan.chains, target.chains)
             if commands:
                 try:
                     async with self._guard.own_change():
@@ -49,7 +51,7 @@ class NftServices:
                         raise
                     log.warning("%s was changed by somebody else: it is written anew", self._table)
                     await self._write_anew(target)
-            gone = lost_udp(self._plan.elements, target.elements)
+            gone = lost_udp(step.old, step.new)
             self._plan = target
             self._tell(target.refused)
             if gone:
@@ -80,7 +82,7 @@ class NftServices:
             await self._nft.run(flat.frame(self._table, self._ranges))
             self._plan = Plan()
         else:
-            self._plan = Plan(found, slots_of(found))
+            self._plan = plans.taken_up(found, slots_of(found))
         self._is_made = True
         self._guard.add("services", self._check)
 
@@ -103,7 +105,7 @@ class NftServices:
             return None
         if found.keys() != flat.MAPS.keys():
             return None
-        return found if chains == flat.chains_of(self._ranges, Plan(found).chains) else None
+        return found if chains == flat.chains_of(self._ranges, flat.chains_for(found)) else None
 
     async def _chains(self) -> Mapping[str, int]:
         """Count the rules of each chain; empty when the table is not there."""
@@ -115,7 +117,7 @@ class NftServices:
             raise
 
     async def _write_anew(self, target: Plan) -> None:
-        fill = flat.changes(self._table, Plan().elements, target.elements, set(), target.chains)
+        fill = flat.changes(self._table, flat.no_elements(), target.elements, frozenset(), target.chains)
         await self._nft.run(f"{flat.frame(self._table, self._ranges)}\n{fill}")
 
     def _tell(self, refused: Mapping[str, str]) -> None:

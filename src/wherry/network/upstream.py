@@ -99,7 +99,7 @@ class Upstream:
                         async with machine.timeout(self._try_s):
                             message = await self._ask_one(server, question, tcp)
                     except (TimeoutError, OSError, BadRequest, EOFError) as error:
-                        reasons.append(f"{server}: {error or 'no answer'}")
+                        reasons.append(f"{server}: {str(error) or 'no answer'}")
                         continue
                     code = message[3] & 0xF
                     if code in (dns_wire.SERVER_FAILURE, dns_wire.REFUSED) and server != servers[-1]:

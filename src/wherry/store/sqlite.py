@@ -19,7 +19,7 @@ from wherry.store.index import SortedKeys, prefix_end
 from wherry.store.loading import Loaded, State, load
 from wherry.store.log import PLACES, Row
 from wherry.store.protocol import Entry, Event, Note, Page, Write
-from wherry.store.seals import Sealer
+from wherry.store.seals import SECRETS, Sealer
 from wherry.store.settings import Durability, Settings
 from wherry.store.snapshot import merge, plan_merge
 from wherry.store.watching import Hub, Watcher
@@ -171,9 +171,15 @@ class SqliteStore:
         return self._state.window.revision_from_end(count)
 
     def sealed(self, revision: int, key: str) -> bytes | None:
-        """The value that `key` got at `revision`, as it lies sealed on disk; None when it left the window."""
+        """The value that the Secret `key` got at `revision`, sealed as on disk; None when that is neither in the
+        window nor the present."""
         change = self._state.window.find(revision, key)
-        return change.sealed if change else None
+        if change is not None:
+            return change.sealed
+        entry = self._state.present.get(key)
+        if entry is None or entry.version != revision or not key.startswith(SECRETS):
+            return None
+        return self._sealer.seal(key, entry.created, entry.value)
 
     def unseal(self, key: str, sealed: bytes) -> bytes | None:
         """Read a sealed value; None when its secret has been deleted, and the data key with it."""

@@ -256,8 +256,11 @@ async def _send_file(connection: "Connection", request: Request, response: Respo
                 await _write(connection, data)
             else:
                 os.posix_fadvise(file.fileno(), at + count, FILE_SLICE_BYTES, os.POSIX_FADV_WILLNEED)
-                async with machine.timeout(connection.hub.limits.write_s):
-                    sent = await loop.sendfile(connection.transport, file, at, count)
+                try:
+                    async with machine.timeout(connection.hub.limits.write_s):
+                        sent = await loop.sendfile(connection.transport, file, at, count)
+                except TimeoutError:
+                    raise ConnectionResetError("the client does not read") from None
             if sent == 0:
                 raise OSError(f"{body.path} became shorter while it was sent")
             at += sent

@@ -21,6 +21,8 @@ Json = dict[str, Any]
 HEADLESS = "None"
 _NODE_TYPES = ("NodePort", "LoadBalancer")
 _IP_TYPES = ("ClusterIP", *_NODE_TYPES)
+_BALANCED = ("allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort")
+"""Fields that only a LoadBalancer has; an update to another type that leaves them as they were lets go of them."""
 
 
 class _Port(msgspec.Struct, frozen=True, rename="camel"):
@@ -139,6 +141,12 @@ def _carry(spec: Json, old: Json) -> None:
             port.pop("nodePort", None)
     if kind == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local" and "healthCheckNodePort" in old:
         spec.setdefault("healthCheckNodePort", old["healthCheckNodePort"])
+    dropped = (
+        () if kind == "LoadBalancer" else _BALANCED if kind == "NodePort" else (*_BALANCED, "externalTrafficPolicy")
+    )
+    for field in dropped:
+        if field in spec and spec[field] == old.get(field):
+            del spec[field]
 
 
 def _node_ports(call: Call, spec: Json, others: list[_Spec]) -> list[Cause]:

@@ -110,10 +110,15 @@ class DockerDoor:
         uname = os.uname()
         version = f"{API_VERSION[0]}.{API_VERSION[1]}"
         least = f"{LEAST_VERSION[0]}.{LEAST_VERSION[1]}"
+        architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(uname.machine, uname.machine)
+        details = {
+            "ApiVersion": version, "MinAPIVersion": least, "Os": "linux", "Arch": architecture, "BuildTime": "",
+            "Experimental": "false", "GitCommit": "", "GoVersion": "", "KernelVersion": uname.release,
+        }  # fmt: skip
         return Response.json(
             {
                 "Platform": {"Name": "wherry"},
-                "Components": [{"Name": "Engine", "Version": __version__, "Details": {"ApiVersion": version}}],
+                "Components": [{"Name": "Engine", "Version": __version__, "Details": details}],
                 "Version": __version__,
                 "ApiVersion": version,
                 "MinAPIVersion": least,
