@@ -70,7 +70,13 @@ async def main(rounds: int) -> None:
             }
             await engine.commit_image(config, [layer.digest], ["bench:1"])
             bare = await bare_runtime(base, source)
-            rows: dict[str, list[float]] = {"crun run": [], "engine, to exit": [], "  create": [], "  start": [], "  exit seen": []}
+            rows: dict[str, list[float]] = {
+                "crun run": [],
+                "engine, to exit": [],
+                "  create": [],
+                "  start": [],
+                "  exit seen": [],
+            }
             for index in range(rounds + 2):
                 taken = [await bare(index), *await one(engine)]
                 if index >= 2:  # the first two warm caches

@@ -56,8 +56,9 @@ class Demo:
         return self.run(KUBECTL, *argv, quiet=quiet)
 
     def pods(self) -> list[dict[str, Any]]:
-        """The application's pods."""
-        return json.loads(self.kubectl("get", "pods", "-l", "app=web", "-o", "json"))["items"]
+        """The application's pods, without those that are on their way out."""
+        found = json.loads(self.kubectl("get", "pods", "-l", "app=web", "-o", "json"))["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     # the steps --------------------------------------------------------------------------------------------------------
 
@@ -153,8 +154,7 @@ class Demo:
             self.run(WHERRY, "node", "kill", "node-2")
             deadline = time.monotonic() + 60
             while True:
-                pods = [pod for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]]
-                ready = [pod for pod in pods if pod["spec"].get("nodeName") == "node-1" and is_ready(pod)]
+                ready = [pod for pod in self.pods() if pod["spec"].get("nodeName") == "node-1" and is_ready(pod)]
                 if len(ready) == 10:
                     break
                 if time.monotonic() > deadline:

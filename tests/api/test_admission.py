@@ -75,6 +75,9 @@ async def test_nothing_new_in_a_namespace_on_its_way_out(api: Running) -> None:
     answer = await api.ask("POST", "/api/v1/namespaces/old/pods", _pod())
     assert (answer.status, answer.json["reason"]) == (403, "Forbidden")
     assert answer.json["details"]["causes"][0]["reason"] == "NamespaceTerminating"
+    status = {"status": {"conditions": [{"type": "NamespaceContentRemaining", "status": "True"}]}}
+    told = await api.ask("PATCH", "/api/v1/namespaces/old/status", status, headers=MERGE)
+    assert (told.status, told.json["spec"]["finalizers"]) == (200, ["kubernetes"])
     namespace = (await api.ask("GET", "/api/v1/namespaces/old")).json
     namespace["spec"]["finalizers"] = []
     assert (await api.ask("PUT", "/api/v1/namespaces/old/finalize", namespace)).status == 200
@@ -174,6 +177,12 @@ async def test_a_quota_holds_also_for_many_at_once(api: Running) -> None:
     await api.ask("DELETE", f"{NS}/pods/{next(a.json['metadata']['name'] for a in answers if a.status == 201)}")
     much = await api.ask("POST", f"{NS}/pods", pod("much", "900m"))
     assert "requests.cpu" in much.json["message"]
+
+
+async def test_texts_of_a_secret_become_data(api: Running) -> None:
+    made = await api.make(f"{NS}/secrets", {"metadata": {"name": "s"}, "stringData": {"a": "b"}})
+    assert made["data"] == {"a": "Yg=="}
+    assert "stringData" not in made
 
 
 def test_quality_of_service() -> None:

@@ -3,8 +3,10 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from wherry.api.settings import Settings
-from wherry.clock import VirtualClock, parse_rfc3339
+from wherry.clock import VirtualClock, machine, parse_rfc3339
 
 from .conftest import Running, Start
 
@@ -261,3 +263,30 @@ async def test_a_cluster_has_what_every_cluster_has_and_a_restart_adds_nothing(s
     await api.api.close()
     await api.api.start()
     assert (await api.ask("GET", view)).json["rules"]
+
+
+async def test_events_end(start: Start) -> None:
+    clock = VirtualClock()
+    api = await start(clock=clock, settings=Settings(event_life_s=3600))
+    for name in ("old", "young"):
+        body = {"metadata": {"name": name}, "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"}}
+        await api.make(f"{NS}/events", body)
+    await clock.advance(1800)
+    await api.ask("PATCH", f"{NS}/events/young", {"count": 2}, headers=MERGE)
+    await clock.advance(2400)
+    async with machine.timeout(5):
+        while len(left := (await api.ask("GET", f"{NS}/events")).json["items"]) > 1:
+            await machine.sleep(0.01)
+    assert [one["metadata"]["name"] for one in left] == ["young"]
+
+
+async def test_a_store_that_hangs_is_told_of(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = await start(settings=Settings(request_s=0.05))
+
+    async def hang(*_: Any, **__: Any) -> int:
+        await machine.sleep(30)
+        return 0
+
+    monkeypatch.setattr(api.store, "put", hang)
+    answer = await api.ask("POST", f"{NS}/configmaps", _map())
+    assert (answer.status, answer.json["reason"]) == (504, "Timeout")

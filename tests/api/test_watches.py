@@ -100,6 +100,15 @@ async def test_a_watch_ends_in_time_with_a_bookmark(api: Running) -> None:
     assert _said(seen) == [("BOOKMARK", "")]
 
 
+async def test_watches_end_with_the_server(api: Running) -> None:
+    async with aclosing(api.watch(f"{MAPS}?resourceVersion=0")) as events:
+        waiting = asyncio.ensure_future(anext(events, None))
+        await machine.sleep(0.01)
+        await api.api.close()
+        async with machine.timeout(2):
+            assert await waiting is None
+
+
 async def test_a_watch_from_too_long_ago_is_told_to_list_again(start: Start) -> None:
     api = await start(settings=Settings(event_window=3))
     listed = (await api.ask("GET", MAPS)).json

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-from tests.client.world import World, api_world
 
+from tests.client.world import World, api_world
 from wherry.client.api import ApiClient
 from wherry.client.status import CODES, REASONS, error_of
 from wherry.client.transports import HttpTransport

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.client.world import World, api_world
 
+from tests.client.world import World, api_world
 from wherry.client.election import Election
 from wherry.client.events import About, Recorder
 from wherry.clock import VirtualClock, machine

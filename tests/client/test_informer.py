@@ -6,8 +6,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-from tests.client.world import World, api_world
 
+from tests.client.world import World, api_world
 from wherry.client.informer import Informer
 from wherry.client.objects import Object, Partial
 from wherry.client.protocol import Change, Json, Listing
@@ -107,7 +107,14 @@ class Scripted:
         return Listing(self.items, self.version)
 
     async def watch(
-        self, kind: Kind, namespace: str = "", *, version: str, labels: str = "", fields: str = "", initial: bool = False
+        self,
+        kind: Kind,
+        namespace: str = "",
+        *,
+        version: str,
+        labels: str = "",
+        fields: str = "",
+        initial: bool = False,
     ) -> AsyncIterator[Change]:
         if initial and self.refuses_initial:
             raise Invalid("sendInitialEvents is not supported")

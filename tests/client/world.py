@@ -56,7 +56,9 @@ class World:
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         return orjson.loads(await self.client.create(kind, body, namespace if kind.namespaced else ""))
 
-    async def patch(self, kind: Kind, name: str, patch: Json, namespace: str = "default", subresource: str = "") -> Json:
+    async def patch(
+        self, kind: Kind, name: str, patch: Json, namespace: str = "default", subresource: str = ""
+    ) -> Json:
         where = namespace if kind.namespaced else ""
         return orjson.loads(await self.client.patch(kind, name, where, patch, subresource=subresource))
 
@@ -210,9 +212,7 @@ async def whole_world(
         world.controllers = await stack.enter_async_context(
             Controllers(world.as_user, clock=world.clock, settings=settings or Settings(root_ca="PEM"))
         )
-        world.scheduler = await stack.enter_async_context(
-            Scheduler(world.as_user(SCHEDULER), clock=world.clock)
-        )
+        world.scheduler = await stack.enter_async_context(Scheduler(world.as_user(SCHEDULER), clock=world.clock))
         player = Player(world, renew_s)
         for work in (player.run(), player.heartbeats()):
             stack.push_async_callback(_end, asyncio.create_task(work))

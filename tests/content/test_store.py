@@ -79,11 +79,15 @@ async def test_a_damaged_blob_is_never_served_whole(content: LocalContent) -> No
     assert not content.verified(blob.digest)
     with pytest.raises(Damaged, match="remove"):
         await content.read(blob.digest)
-    got = b""
-    with pytest.raises(Damaged):
+    got: list[bytes] = []
+
+    async def take_all() -> None:
         async for part in content.stream(blob.digest):
-            got += part
-    assert len(got) < len(data)
+            got.append(part)
+
+    with pytest.raises(Damaged):
+        await take_all()
+    assert len(b"".join(got)) < len(data)
     assert (await content.put(data)).digest == blob.digest  # sent again, it is whole again
     assert await content.read(blob.digest) == data
 
@@ -181,3 +185,54 @@ async def test_a_collector_and_writers_in_other_processes_never_lose_a_held_blob
     assert await content.holders("") == []
     assert await content.collect(dry_run=True) == []
     await content.close()
+
+
+_AS_NOBODY = """
+import asyncio, concurrent.futures.thread, os, sys
+from pathlib import Path
+from wherry.clock import RealClock
+from wherry.content.digests import digest_of
+from wherry.content.local import LocalContent
+
+os.setgroups([]); os.setgid(65534); os.setuid(65534)  # after the imports: python itself may lie in root's home
+
+async def main(root):
+    content = LocalContent.open(Path(root), clock=RealClock())
+    assert await content.read(digest_of(b"by root")) == b"by root"
+    lease = await content.lease(seconds=60)
+    blob = await content.put(b"by nobody", lease=lease)
+    await content.put(b"by root", lease=lease)
+    await content.hold("repo/x", blob.digest)
+    await content.end_lease(lease)
+    assert [blob.digest for blob in await content.collect()] == [digest_of(b"by root")]
+    await content.close()
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.root
+async def test_root_and_the_unprivileged_owner_share_one_store(tmp_path: Path) -> None:
+    from tempfile import TemporaryDirectory
+
+    from wherry.clock import RealClock
+
+    with TemporaryDirectory(dir="/tmp", prefix="content-") as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "store"
+        root.mkdir()
+        os.chown(root, 65534, 65534)
+        content = LocalContent.open(root, clock=RealClock())
+        await content.put(b"by root")
+        await content.put(b"loose")
+        assert await content.collect(dry_run=True) != []
+        await content.hold("image/x", (await content.put(b"kept")).digest)
+        await content.release("image/x")
+        await content.hold("image/y", digest_of(b"loose"))
+        await content.hold("image/y", digest_of(b"kept"))
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", _AS_NOBODY, str(root))
+        async with machine.timeout(30):
+            assert await process.wait() == 0
+        assert await content.holders("repo/") == [("repo/x", digest_of(b"by nobody"))]
+        await content.release("repo/x")
+        assert [blob.digest for blob in await content.collect()] == [digest_of(b"by nobody")]
+        await content.close()

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.client.world import World, deployment, whole_world
-
 from wherry.clock import VirtualClock
+from wherry.controllers.cluster import Memory
 from wherry.controllers.eviction import FENCE
 from wherry.controllers.settings import Settings
 from wherry.model.kinds import DEPLOYMENTS, ENDPOINTSLICES, NODES, PODS, SERVICES
@@ -55,11 +55,14 @@ async def test_a_lost_node_is_replaced_after_upstreams_times(tmp_path: Path) -> 
 
 async def test_a_fenced_node_is_replaced_in_seconds(tmp_path: Path) -> None:
     settings = Settings.fast_failover()
-    async with whole_world(
-        tmp_path, clock=VirtualClock(), settings=settings, toleration_s=1, renew_s=1.0
-    ) as (world, player):
+    async with whole_world(tmp_path, clock=VirtualClock(), settings=settings, toleration_s=1, renew_s=1.0) as (
+        world,
+        player,
+    ):
         await world.patch(NODES, "node-1", {"metadata": {"annotations": {FENCE: "3.5"}}})
-        await world.create(SERVICES, {"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}})
+        await world.create(
+            SERVICES, {"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}}
+        )
         await running_web(world)
         player.lost.add("node-1")
         await world.advance(7)
@@ -72,9 +75,10 @@ async def test_a_fenced_node_is_replaced_in_seconds(tmp_path: Path) -> None:
 
 async def test_without_a_fence_nothing_is_forced(tmp_path: Path) -> None:
     settings = Settings.fast_failover()
-    async with whole_world(
-        tmp_path, clock=VirtualClock(), settings=settings, toleration_s=1, renew_s=1.0
-    ) as (world, player):
+    async with whole_world(tmp_path, clock=VirtualClock(), settings=settings, toleration_s=1, renew_s=1.0) as (
+        world,
+        player,
+    ):
         await running_web(world)
         player.lost.add("node-1")
         await world.advance(8)
@@ -101,8 +105,23 @@ async def test_a_node_that_comes_back_loses_its_taints(tmp_path: Path) -> None:
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
         await world.renew("node-1")
         await world.patch(NODES, "node-1", {"status": {"conditions": [ready]}}, subresource="status")
-        await world.advance(15)
+        await world.advance(1)
         assert await taints(world, "node-1") == set()
+        assert await ready_on(world, "node-1") == 0  # its agent may have something to say of them first
+        await world.advance(5)
+        assert await ready_on(world, "node-1") == 2
+
+
+def test_after_a_pause_of_our_own_nobody_is_taken_for_lost() -> None:
+    memory = Memory()
+    memory.awake(1000.0, 1000.0)
+    assert memory.since("node-1", "renewed", 1000.0) == 1000.0
+    memory.awake(1001.0, 1001.0)
+    assert memory.since("node-1", "renewed", 1001.0) == 1000.0
+    memory.awake(1601.0, 1601.0)  # the lid was closed for ten minutes
+    assert memory.since("node-1", "renewed", 1601.0) == 1600.0
+    memory.awake(1601.1, 5000.0)  # cluster time was moved on, by a person: that is no pause
+    assert memory.since("node-1", "renewed", 5000.0) == 1600.0
 
 
 async def test_a_no_execute_taint_evicts_what_does_not_tolerate_it(tmp_path: Path) -> None:
@@ -156,5 +175,3 @@ async def test_finished_pods_beyond_the_limit_go(tmp_path: Path) -> None:
             return {pod["metadata"]["name"] for pod in await world.list(PODS)} == {"job-2", "job-3"}
 
         await world.until(kept)
-
-

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.client.world import World, deployment, image, whole_world
 
+from tests.client.world import World, deployment, image, whole_world
 from wherry.client.informer import Informer
 from wherry.clock import VirtualClock
 from wherry.controllers.objects import Deployment
@@ -294,6 +294,7 @@ async def test_a_namespace_ends_with_all_that_is_in_it(tmp_path: Path) -> None:
 
 async def test_what_every_namespace_has_comes_again(tmp_path: Path) -> None:
     async with whole_world(tmp_path, nodes=0) as (world, _):
+
         async def given() -> bool:
             found = await world.get(CONFIGMAPS, "kube-root-ca.crt")
             account = await world.get(SERVICEACCOUNTS, "default")
@@ -327,7 +328,9 @@ async def test_endpoints_follow_the_pods_of_a_service(tmp_path: Path) -> None:
         await world.until(lambda: agree(3))
         found = (await slices())[0]
         assert found["ports"] == [{"name": "http", "protocol": "TCP", "port": 8080}]
-        assert found["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == "endpointslice-controller.k8s.io"
+        assert (
+            found["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == "endpointslice-controller.k8s.io"
+        )
         assert found["endpoints"][0]["targetRef"]["kind"] == "Pod"
         await world.patch(DEPLOYMENTS, "web", image("web:bad"))
         await world.until(lambda: agree(3, unready=1))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 from tests.engine.boxes import Place, put_image
+
 from wherry.engine.local import LocalEngine
 
 

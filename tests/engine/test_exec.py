@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from tests.engine.boxes import spec, text_of
+
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import ExecSpec, Session
 from wherry.errors import Conflict, Invalid
@@ -37,7 +38,9 @@ async def test_streams_and_code(engine: LocalEngine, sleeper: str) -> None:
 
 
 async def test_user_environment_and_directory(engine: LocalEngine, sleeper: str) -> None:
-    asked = ExecSpec(["/bin/sh", "-c", "id -u; echo $PLACE $HOME; pwd"], user="root", env=["PLACE=there"], workdir="/etc")
+    asked = ExecSpec(
+        ["/bin/sh", "-c", "id -u; echo $PLACE $HOME; pwd"], user="root", env=["PLACE=there"], workdir="/etc"
+    )
     assert await read(await engine.exec(sleeper, asked)) == {"stdout": b"0\nthere /root\n/etc\n"}
 
 
@@ -110,7 +113,9 @@ async def test_exec_needs_a_running_container_and_a_command(engine: LocalEngine,
 
 
 async def test_attach_before_start_misses_nothing(engine: LocalEngine) -> None:
-    made = await engine.create(spec("/bin/sh", "-c", "echo first; cat; echo last >&2; exit 6", stdin=True, stdin_once=True))
+    made = await engine.create(
+        spec("/bin/sh", "-c", "echo first; cat; echo last >&2; exit 6", stdin=True, stdin_once=True)
+    )
     session = await engine.attach(made.id)
     await engine.start(made.id)
     await session.write(b"middle\n" * 3000)
@@ -127,7 +132,9 @@ async def test_attach_to_a_terminal(engine: LocalEngine) -> None:
     session = await engine.attach(made.id)
     await engine.start(made.id)
     await session.resize(20, 70)
-    await session.write(b"while test $(stty size | tr ' ' x) != 20x70; do usleep 5000; done; echo size is right; exit 2\n")
+    await session.write(
+        b"while test $(stty size | tr ' ' x) != 20x70; do usleep 5000; done; echo size is right; exit 2\n"
+    )
     said = await read(session)
     assert b"size is right\r\n" in said["stdout"]
     assert await session.wait() == 2
@@ -146,8 +153,9 @@ async def test_detaching_leaves_it_running(engine: LocalEngine) -> None:
     await second.write(b"still here\n")
     assert await read(second) == {"stdout": b"still here\n"}
     await engine.remove(made.id, force=True)
-    with pytest.raises(Conflict):
-        other = await engine.create(spec("/bin/true"))
-        await engine.start(other.id)
-        await engine.wait(other.id)
+    other = await engine.create(spec("/bin/true"))
+    await engine.start(other.id)
+    await engine.wait(other.id)
+    with pytest.raises(Conflict, match="does not run"):
         await engine.attach(other.id)
+    await engine.remove(other.id)

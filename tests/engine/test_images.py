@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from tests.engine.boxes import NAME, Place, run, spec
+
 from wherry.content.local import LocalContent
 from wherry.content.pack import pack_directory
 from wherry.engine.local import LocalEngine
@@ -86,7 +87,7 @@ async def test_save_and_load(engine: LocalEngine, place: Place) -> None:
         with pytest.raises(NotFound):
             await second.image("box:1")
 
-        async def pieces():  # noqa: ANN202
+        async def pieces():
             yield archive
 
         loaded = await second.load(pieces())

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.boxes import Place, spec, text_of
+
 from wherry.clock import machine
 from wherry.engine import logs, rotation
 from wherry.engine.local import LocalEngine
@@ -23,7 +24,14 @@ async def collect(path: Path, *, tail: int | None = None, since: float = 0.0) ->
     inotify = Inotify()
     try:
         reading = logs.read(
-            str(path), 5, inotify, follow=False, tail=tail, since=since, has_ended=lambda: True, ending=lambda _: lambda: None
+            str(path),
+            5,
+            inotify,
+            follow=False,
+            tail=tail,
+            since=since,
+            has_ended=lambda: True,
+            ending=lambda _: lambda: None,
         )
         return [line async for line in reading]
     finally:
@@ -51,7 +59,9 @@ LINES = st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_siz
 
 @settings(max_examples=60, deadline=None)
 @given(pieces=LINES, tail=st.integers(0, 30))
-def test_a_tail_is_the_end_of_everything(pieces: list[list[tuple[bool, int]]], tail: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_tail_is_the_end_of_everything(
+    pieces: list[list[tuple[bool, int]]], tail: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Whatever lies in which of the rotated files, and wherever a line is cut to pieces."""
     folder = tmp_path_factory.mktemp("tail")
     whole: list[bytes] = [b""]
@@ -110,7 +120,7 @@ class TestReal:
 
         async def rotate() -> None:
             nonlocal rotated
-            while not path.exists() or engine._containers.lives.find(made.id).may_write:  # pyright: ignore[reportPrivateUsage]
+            while engine._containers.lives.find(made.id).may_write:  # pyright: ignore[reportPrivateUsage]
                 rotated += await asyncio.to_thread(rotation.rotate, record, bundle)
                 await machine.sleep(0.003)
 
@@ -131,7 +141,9 @@ class TestReal:
     async def test_old_files_go(self, place: Place, engine: LocalEngine) -> None:
         log = place.base / "pods" / "x" / "0.log"
         script = "for i in $(seq 400); do echo $i 012345678901234567890123456789; done; echo end; sleep 100"
-        made = await engine.create(spec("/bin/sh", "-c", script, log_path=str(log), log_max_bytes=2000, log_max_files=2))
+        made = await engine.create(
+            spec("/bin/sh", "-c", script, log_path=str(log), log_max_bytes=2000, log_max_files=2)
+        )
         await engine.start(made.id)
         record = engine._containers.lives.find(made.id).record  # pyright: ignore[reportPrivateUsage]
         async for line in engine.logs(made.id, follow=True):

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from tests.engine.boxes import Place, put_image, spec, text_of
+
 from wherry.clock import VirtualClock, machine
 from wherry.engine import restarts
 from wherry.engine.local import LocalEngine

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.engine.boxes import Place, run, spec
+
 from wherry.clock import machine
 from wherry.engine.local import LocalEngine
 from wherry.engine.spec import MASKED_PATHS
@@ -71,7 +72,8 @@ async def test_an_exec_is_confined_alike(engine: LocalEngine) -> None:
 async def test_masked_and_read_only_paths(engine: LocalEngine) -> None:
     there = [path for path in MASKED_PATHS if os.path.exists(path)]
     assert len(there) >= 4
-    script = f"for p in {' '.join(there)}; do if test -d $p; then ls $p; else cat $p; fi; done; echo end; touch /proc/sys/kernel/panic"
+    look = f"for p in {' '.join(there)}; do if test -d $p; then ls $p; else cat $p; fi; done"
+    script = f"{look}; echo end; touch /proc/sys/kernel/panic"
     code, text = await run(engine, spec("/bin/sh", "-c", script))
     assert text.splitlines()[0] == "end", text
     assert code != 0
@@ -85,7 +87,19 @@ async def test_nothing_of_the_machine_is_seen(engine: LocalEngine, place: Place)
     masked = {words[1] for words in mounts if words[2] == "devtmpfs"}  # the machine's /dev/null over a file
     assert masked <= set(MASKED_PATHS)
     kinds = {words[2] for words in mounts} - {"devtmpfs"}
-    assert kinds <= {"overlay", "proc", "tmpfs", "devpts", "sysfs", "cgroup", "cgroup2", "mqueue", "ext4", "xfs", "btrfs"}
+    assert kinds <= {
+        "overlay",
+        "proc",
+        "tmpfs",
+        "devpts",
+        "sysfs",
+        "cgroup",
+        "cgroup2",
+        "mqueue",
+        "ext4",
+        "xfs",
+        "btrfs",
+    }
     assert {words[1] for words in mounts if words[2] in ("ext4", "xfs", "btrfs")} <= {
         "/etc/hosts",
         "/etc/hostname",
@@ -147,7 +161,13 @@ async def test_limits_are_in_the_kernel(engine: LocalEngine, place: Place) -> No
 async def test_a_link_in_the_image_leads_nowhere_outside(engine: LocalEngine, tmp_path: Path) -> None:
     """The engine looks for users, and makes working directories, in a root that may be hostile."""
     victim = tmp_path / "victim"
-    made = await engine.create(spec("/bin/sh", "-c", f"rm -rf /etc/passwd /work; ln -s /proc/1/root/etc/shadow /etc/passwd; ln -s {victim} /work"))
+    made = await engine.create(
+        spec(
+            "/bin/sh",
+            "-c",
+            f"rm -rf /etc/passwd /work; ln -s /proc/1/root/etc/shadow /etc/passwd; ln -s {victim} /work",
+        )
+    )
     await engine.start(made.id)
     await engine.wait(made.id)
     digest, diff_id, size = await engine.diff_layer(made.id)
@@ -156,7 +176,11 @@ async def test_a_link_in_the_image_leads_nowhere_outside(engine: LocalEngine, tm
     layers = [*box.layers, digest]
     document = {**box.config, "rootfs": {"type": "layers", "diff_ids": [*box.config["rootfs"]["diff_ids"], diff_id]}}
     await engine.commit_image(document, layers, ["hostile:1"])
-    for wrong in (spec("/bin/pwd", workdir="/work/below"), spec("/bin/pwd", user="root:root"), spec("/bin/pwd", user="ann")):
+    for wrong in (
+        spec("/bin/pwd", workdir="/work/below"),
+        spec("/bin/pwd", user="root:root"),
+        spec("/bin/pwd", user="ann"),
+    ):
         with pytest.raises(Invalid):
             await engine.create(replace(wrong, image="hostile:1"))
     assert not os.path.exists(victim)
@@ -165,7 +189,15 @@ async def test_a_link_in_the_image_leads_nowhere_outside(engine: LocalEngine, tm
 
 
 async def test_a_privileged_container_may_more(engine: LocalEngine) -> None:
-    code, text = await run(engine, spec("/bin/sh", "-c", "mount -t tmpfs x /tmp && grep Seccomp: /proc/self/status && ls /dev | wc -l", privileged=True))
+    code, text = await run(
+        engine,
+        spec(
+            "/bin/sh",
+            "-c",
+            "mount -t tmpfs x /tmp && grep Seccomp: /proc/self/status && ls /dev | wc -l",
+            privileged=True,
+        ),
+    )
     assert code == 0, text
     assert "Seccomp:\t0" in text
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.engine.boxes import IMAGE, run, spec, text_of
+
 from wherry.clock import machine
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import EngineEvent, Mount, SandboxSpec, State
 from wherry.errors import AlreadyExists, Broken, Conflict, Invalid, NotFound
-from wherry.host import processes
+from wherry.host import mounts, processes
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
@@ -38,7 +39,9 @@ async def test_the_image_says_command_and_environment_and_the_spec_wins(engine: 
 
 
 async def test_user_groups_home_and_working_directory(engine: LocalEngine) -> None:
-    _, text = await run(engine, spec("/bin/sh", "-c", "id -u; id -g; id -G; echo $HOME; pwd", user="ann", workdir="/new/here"))
+    _, text = await run(
+        engine, spec("/bin/sh", "-c", "id -u; id -g; id -G; echo $HOME; pwd", user="ann", workdir="/new/here")
+    )
     assert text.split("\n")[:5] == ["1000", "1001", "1001 29", "/home/ann", "/new/here"]
     _, text = await run(engine, spec("/bin/id", user="7:8", groups=[9]))
     assert "uid=7 gid=8 groups=9" in text
@@ -136,7 +139,9 @@ async def test_a_sandbox_is_shared(engine: LocalEngine) -> None:
     )
     assert sandbox.ready
     assert (await engine.create_sandbox(sandbox.spec)) == sandbox
-    one = await engine.create(spec("/bin/sh", "-c", "echo x > /dev/shm/x; nc -l -p 9000 > /tmp/got; cat /tmp/got", sandbox="pod-1"))
+    one = await engine.create(
+        spec("/bin/sh", "-c", "echo x > /dev/shm/x; nc -l -p 9000 > /tmp/got; cat /tmp/got", sandbox="pod-1")
+    )
     await engine.start(one.id)
     ask = "until echo hi | nc 127.0.0.1 9000; do usleep 5000; done; cat /dev/shm/x; hostname; cat /etc/hosts"
     two = await engine.create(spec("/bin/sh", "-c", ask, sandbox="pod-1"))
@@ -156,17 +161,34 @@ async def test_a_sandbox_is_shared(engine: LocalEngine) -> None:
 async def test_mounts(engine: LocalEngine, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "word").write_text("from outside\n")
-    mounts = [
+    asked = [
         Mount("/in", str(tmp_path / "in"), read_only=True),
         Mount("/data", "kept", kind="volume"),
         Mount("/scratch", kind="tmpfs", options=["size=1m"]),
     ]
-    script = "cat /in/word; touch /in/x || echo sealed; echo kept > /data/f; touch /scratch/y; grep -c scratch /proc/mounts"
-    code, text = await run(engine, spec("/bin/sh", "-c", script, mounts=mounts))
+    script = (
+        "cat /in/word; touch /in/x || echo sealed; echo kept > /data/f; touch /scratch/y; grep -c scratch /proc/mounts"
+    )
+    code, text = await run(engine, spec("/bin/sh", "-c", script, mounts=asked))
     assert code == 0
     assert [line for line in text.splitlines() if "touch" not in line] == ["from outside", "sealed", "1"]
-    _, text = await run(engine, spec("/bin/cat", "/data/f", mounts=mounts[1:2]))
+    _, text = await run(engine, spec("/bin/cat", "/data/f", mounts=asked[1:2]))
     assert text == "kept\n"
+
+
+async def test_a_source_mounted_after_the_engine_started(engine: LocalEngine, tmp_path: Path) -> None:
+    """The runtime works in a copy of the mount namespace on some machines; it must not see the empty directory below."""
+    mounts.tmpfs(str(tmp_path))
+    try:
+        (tmp_path / "secret").write_text("seen\n")
+        code, text = await run(
+            engine, spec("/bin/cat", "/in/secret", mounts=[Mount("/in", str(tmp_path), read_only=True)])
+        )
+        assert (code, text) == (0, "seen\n")
+        await engine.settled()
+        assert (tmp_path / "secret").exists()
+    finally:
+        mounts.unmount(str(tmp_path))
 
 
 async def test_a_read_only_root(engine: LocalEngine) -> None:

@@ -7,11 +7,14 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from wherry.engine.types import SandboxSpec
-
 from tests.engine.boxes import Place, spec
+
+from wherry.engine.local import LocalEngine
+from wherry.engine.types import ExecSpec, Mount, SandboxSpec
+from wherry.errors import Conflict
 
 WAITS = "echo begun; while ! test -e /shared/go; do usleep 5000; done; echo done; exit 7"
 
@@ -44,6 +47,11 @@ async def main(base: Path, instance: str, arrow: str, count: int, steps: list[st
                     (base / "shared" / "go").touch()
                 case "remove":
                     await engine.remove("c", force=True)
+                case "churn":
+                    print("READY", flush=True)
+                    async with asyncio.TaskGroup() as group:
+                        for number in range(4):
+                            group.create_task(churn(engine, number))
                 case "settle":
                     await engine.settled()
                 case _:
@@ -52,10 +60,23 @@ async def main(base: Path, instance: str, arrow: str, count: int, steps: list[st
         await asyncio.Event().wait()
 
 
-def waiter(base: Path):  # noqa: ANN201
-    """A container that waits for the file `go` in a shared directory, and ends with 7."""
-    from wherry.engine.types import Mount
+async def churn(engine: LocalEngine, number: int) -> None:
+    """Make, run and remove containers, for ever."""
+    while True:
+        made = await engine.create(spec("/bin/sh", "-c", "echo x; usleep 3000; exit 3", restart="no"))
+        session = await engine.attach(made.id)
+        await engine.start(made.id)
+        if number % 2:
+            with suppress(Conflict):
+                await (await engine.exec(made.id, ExecSpec(["/bin/true"]))).wait()
+        await engine.wait(made.id)
+        await session.close()
+        await engine.start(made.id)
+        await engine.remove(made.id, force=bool(number % 2) or (await engine.wait(made.id)).code == 3)
 
+
+def waiter(base: Path):
+    """A container that waits for the file `go` in a shared directory, and ends with 7."""
     return spec("/bin/sh", "-c", WAITS, name="c", mounts=[Mount("/shared", str(base / "shared"))])
 
 

@@ -286,9 +286,8 @@ async def test_trouble_with_its_own_disk_is_waited_out(world: World, monkeypatch
 
 
 async def test_who_asks_beyond_what_was_read_is_told(world: World) -> None:
-    await world.stop_archive()
-    await world.start_archive()
     await world.write(CONFIGMAPS, "a", 1)
+    await world.archive.reached(1)
     with pytest.raises(Invalid, match="revision 9 is not there yet"):
         await world.archive.resolve(Moment(revision=9))
     await world.archive.__aexit__()  # it stands still

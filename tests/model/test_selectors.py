@@ -130,6 +130,11 @@ def test_wrong_field_selectors(text: str, complaint: str) -> None:
     assert complaint in told.value.message
 
 
+def test_a_kind_without_fields_of_its_own_names_those_that_all_have() -> None:
+    with pytest.raises(BadRequest, match="is not a known field selector: only"):
+        FieldSelector.parse("data=1", fields.supported(kinds.CONFIGMAPS))
+
+
 def test_the_fields_of_events_secrets_and_others() -> None:
     event = {"involvedObject": {"kind": "Pod", "name": "x"}, "source": {"component": "scheduler"}, "type": "Normal"}
     assert fields.text(kinds.EVENTS, event, "involvedObject.name") == "x"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from wherry.host.nftables import Nft
 from wherry.network import flat, plans
+from wherry.network import services as services_module
 from wherry.network.guard import Guard
 from wherry.network.services import NftServices, lost_udp, slots_of
 from wherry.network.types import Port, Service
@@ -88,6 +89,22 @@ def test_numbers_are_written_as_nftables_does(numbers: list[int]) -> None:
     assert len({flat.slot(number) for number in numbers}) == len(numbers)
     assert flat.slot(0) == "none"
     assert flat.slot(0x8001_00AB) == "8001:ab"
+
+
+@pytest.mark.parametrize("text", ["none", "0:1", "1:0", "8001:0", "8001:ab", "ffff:ffff", "ffff:fffe"])
+def test_numbers_are_read_in_every_form(text: str) -> None:
+    number = services_module._number(text)
+    assert services_module._number(flat.slot(number)) == number
+    assert services_module._number(str(number)) == number
+
+
+@pytest.mark.root
+async def test_every_number_goes_into_the_kernel_and_back(host: str) -> None:
+    with Nft() as nft:
+        await nft.run(flat.frame("t", RANGES))
+        wanted = {f"10.112.0.1 . tcp . 80 . {flat.slot(n)}": "8001:ab" for n in (0, 1, 0x10000, 0x80010000, 0xFFFFFFFE)}
+        await nft.run(flat.changes("t", flat.no_elements(), {"pick": wanted}, frozenset(), frozenset()))
+        assert services_module.elements_of(await nft.read("list map ip t pick"))["pick"] == wanted
 
 
 def test_ids_do_not_depend_on_the_others() -> None:

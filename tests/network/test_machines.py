@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from wherry.errors import Broken
 from wherry.host import kernel, namespaces, netlink
 from wherry.host.nftables import Nft
 from wherry.network.guard import Guard
@@ -33,21 +34,22 @@ async def link(node: Node) -> AsyncIterator[NodeLink]:
         addresses=("10.127.0.5/30", "10.127.0.6/30"),
         local=f"{RANGES.pods}, {RANGES.services}",
     )
-    made = await place.create()
-    assert await place.create() == made
-    await node.pods.sync_routes({SECOND.node: made.address, RANGES.node: "192.0.2.1"})
-    netns = namespaces.create(str(node.directory / "ns" / "far"), ("net",))["net"]
-    node.netns["far"] = netns
+    try:
+        made = await place.create()
+        assert await place.create() == made
+        await node.pods.sync_routes({SECOND.node: made.address, RANGES.node: "192.0.2.1"})
+        netns = namespaces.create(str(node.directory / "ns" / "far"), ("net",))["net"]
+        node.netns["far"] = netns
 
-    async def second(pods: LocalPodNetwork, services: NftServices) -> None:
-        await pods.sync_routes({RANGES.node: made.host})
-        assert (await pods.attach("far", netns)).address == "10.64.2.2"
-        await services.sync([web("10.64.1.2", "10.64.2.2")])
+        async def second(pods: LocalPodNetwork, services: NftServices) -> None:
+            assert (await pods.attach("far", netns)).address == "10.64.2.2"
+            await services.sync([web("10.64.1.2", "10.64.2.2")])
 
-    await on_second(node, made, second)
-    yield made
-    await place.remove()
-    await place.remove()
+        await on_second(node, made, second)
+        yield made
+    finally:
+        await place.remove()
+        await place.remove()
 
 
 async def on_second(
@@ -136,12 +138,37 @@ async def test_sweep_leaves_nothing_of_an_instance(node: Node, link: NodeLink) -
     with netlink.Netlink() as net:
         net.send([netlink.add_bridge("innocent")])
     assert len(await leftovers(node.instance, node.nft)) == 6
-    await sweep(node.instance, node.nft)
-    await sweep(node.instance, node.nft)
+    for _ in range(2):
+        await sweep(node.instance, node.nft)
     assert await leftovers(node.instance, node.nft) == []
     with netlink.Netlink() as net:
         assert net.routes() == []
         assert {one.name for one in net.links()} == {"lo", "innocent"}
+
+
+async def test_a_nodes_table_is_put_back(node: Node, link: NodeLink) -> None:
+    addresses = (link.host_address, link.node_address)
+    place = NodeNamespace(
+        node.instance, 1, str(node.directory / "second"), node.nft, addresses=addresses, local=RANGES.pods
+    )
+    assert not await place.check()
+    await node.nft.run("flush ruleset")
+    assert await place.check()
+    assert not await place.check()
+
+
+async def test_two_nodes_know_the_way_to_each_other_when_told(node: Node, link: NodeLink) -> None:
+    async def second(pods: LocalPodNetwork, services: NftServices) -> None:
+        await pods.sync_routes({RANGES.node: link.host})
+        await pods.sync_routes({RANGES.node: link.host})
+
+    await on_second(node, link, second)
+    near = await node.pod("near")
+    server = Server(node.netns["near"], "near", 8080)
+    assert await ask(node.netns["far"], near, 8080) == "near"
+    server.close()
+    with pytest.raises(Broken, match=r"node 192\.0\.2\.9: add route to 10\.64\.3\.0/24: Network"):
+        await node.pods.sync_routes({"10.64.3.0/24": "192.0.2.9", SECOND.node: link.address})
 
 
 async def test_the_loop_stays_in_its_namespace(node: Node, link: NodeLink, host: str) -> None:

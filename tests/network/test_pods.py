@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wherry.errors import Broken, Unavailable
-from wherry.host import namespaces, netlink
+from wherry.host import namespaces, netlink, processes
 from wherry.network.pods import LocalPodNetwork
 from wherry.network.ranges import Ranges
 
@@ -73,11 +73,17 @@ async def test_after_a_restart_the_pods_are_found_again(node: Node) -> None:
         net.send([netlink.add_bridge(stray)])
     half = node.directory / "pods" / "10.64.1.9"
     half.write_text("{half")
+    earlier = node.directory / "pods" / "10.64.1.10"
+    record = (node.directory / "pods" / addresses[0]).read_text()
+    earlier.write_text(
+        record.replace(addresses[0], "10.64.1.10").replace('"a"', '"z"').replace(processes.boot_id(), "1")
+    )
     async with LocalPodNetwork(node.instance, 0, RANGES, str(node.directory / "pods"), node.nft, node.guard) as again:
         found = {owner: attachment.address for owner, attachment in await again.attachments()}
         assert found == {"a": addresses[0], "b": addresses[1]}
         assert stray not in link_names()
         assert not half.exists()
+        assert not earlier.exists()
         assert (await again.attach("a", node.netns["a"])).address == addresses[0]
         third = namespaces.create(str(node.directory / "ns" / "c"), ("net",))["net"]
         node.netns["c"] = third

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from wherry.host import namespaces, netlink
+from wherry.host import namespaces, netlink, spawn
 from wherry.network.types import Port, Service
 
 from .conftest import Node, Server, ask, make, until
@@ -244,3 +244,19 @@ def _link(name: str, address: str, netns: str, peer_address: str) -> None:
             net.send([netlink.add_address(netlink.index_of("eth0"), peer_address)])
 
     namespaces.inside(netns, inside)
+
+
+async def test_service_addresses_work_though_the_gateways_link_has_no_carrier(node: Node) -> None:
+    """A bridge without ports loses its carrier a moment after it is made; routes over it must still count."""
+    made = await servers(node, "a")
+    await node.pod("client")
+    await node.services.sync([web(*made)])
+    async with asyncio.timeout(10):
+        while "NO-CARRIER" not in (await spawn.run(["ip", "-br", "link"], timeout_s=5)).out.decode():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    for netns in (None, node.netns["client"]):
+        assert await ask(netns, VIP, 80) == "a"
+        with pytest.raises(ConnectionRefusedError):
+            await ask(netns, "10.112.0.99", 80)
+    for server in made.values():
+        server.close()

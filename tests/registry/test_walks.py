@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.content.images import FILE, sample, tar
 from tests.registry.conftest import TOKEN, Served
 
 from wherry.clock import VirtualClock, machine
@@ -147,3 +148,37 @@ async def test_an_anonymous_token_may_not_write(served: Served, tmp_path: Path, 
     async with Remote(f"http://{served.address}", credentials=Credentials("me", "wrong")) as remote:
         with pytest.raises(Unauthorized):
             await push(other, remote, "box", "1", digest)
+
+
+async def test_a_collector_that_never_rests_loses_nothing_of_running_pushes(
+    served: Served, tmp_path: Path, other: LocalContent
+) -> None:
+    images = [
+        await sample(other, tar([("n", FILE, b"%d" % number)]), tar([("same", FILE, b"")])) for number in range(8)
+    ]
+    done = asyncio.Event()
+
+    async def collect() -> None:
+        while not done.is_set():
+            await served.content.collect()
+
+    async def push_and_pull(number: int) -> None:
+        async with Remote(f"http://{served.address}", credentials=Credentials("me", TOKEN)) as remote:
+            for turn in range(3):
+                await push(other, remote, f"r{number % 3}", f"{number}-{turn}", images[number].digest)
+                back = LocalContent.open(tmp_path / f"back-{number}-{turn}", clock=served.clock)
+                lease = await back.lease(seconds=60)
+                assert (await pull(back, remote, f"r{number % 3}", f"{number}-{turn}", lease=lease)).root == images[
+                    number
+                ].digest
+                await back.close()
+
+    collecting = asyncio.create_task(collect(), name="collect")
+    try:
+        async with machine.timeout(60):
+            await asyncio.gather(*(push_and_pull(number) for number in range(8)))
+    finally:
+        done.set()
+        await collecting
+    await served.clock.advance(7200)
+    assert await served.content.collect() == []

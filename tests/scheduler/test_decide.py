@@ -291,7 +291,12 @@ NODES = st.lists(
 )
 PODS = st.lists(
     st.tuples(
-        st.integers(0, 4000), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["", "80", "443"]), st.booleans()
+        st.integers(0, 4000),
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(["", "80", "443"]),
+        st.booleans(),
     ),
     max_size=25,
 )
@@ -350,7 +355,12 @@ def test_no_node_is_ever_overcommitted(nodes: list[Any], pods: list[Any]) -> Non
             assert set(decision.refusals) == set(state.nodes)
             assert all(decision.refusals.values())
         assert overcommitted(state) == []
-    ports = [port for each in state.nodes.values() for one in each.pods.values() for port in ((each.name, p) for p in one.ports)]
+    ports = [
+        port
+        for each in state.nodes.values()
+        for one in each.pods.values()
+        for port in ((each.name, p) for p in one.ports)
+    ]
     assert len(ports) == len(set(ports))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.client.world import SCHEDULER, World, api_world
-
 from wherry.client.api import ApiClient
 from wherry.clock import VirtualClock, machine
 from wherry.errors import Conflict, Unavailable
@@ -33,7 +32,9 @@ async def scheduling(path: Path, *nodes: str, cpu: str = "4") -> AsyncIterator[W
 
 async def add(world: World, name: str, cpu: str = "1", **spec: Any) -> None:
     container = {"name": "c", "image": "x:1", "resources": {"requests": {"cpu": cpu}}}
-    await world.create(PODS, {"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [container], **spec}})
+    await world.create(
+        PODS, {"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [container], **spec}}
+    )
 
 
 async def node_of(world: World, name: str) -> str:
@@ -95,7 +96,9 @@ async def test_a_pod_that_fits_nowhere_is_told_why_and_goes_when_it_can(tmp_path
         assert {refusal.code for refusal in why.refusals["b"]} == {Code.TAINT, Code.CPU}
 
         async def event() -> bool:
-            return any(one["reason"] == "FailedScheduling" and one["message"] == message for one in await world.list(EVENTS))
+            return any(
+                one["reason"] == "FailedScheduling" and one["message"] == message for one in await world.list(EVENTS)
+            )
 
         await world.until(event)
         await world.add_node("c", cpu="3")  # the clock stands still: no back-off stands in its way

@@ -167,6 +167,8 @@ class Shelf:
         """The revision up to which happenings are not kept: a watch can start here, or later."""
         self.revision = 0
         """The revision of the last change of this resource that we saw; 0 for none."""
+        self.closed = False
+        """Whether nobody follows the store any more: watches end."""
         self._changed = asyncio.Event()
 
     @property
@@ -209,8 +211,8 @@ class Shelf:
         return found
 
     async def more(self, position: int) -> None:
-        """Wait until something has happened at a position."""
-        while self.end <= position:
+        """Wait until something has happened at a position, or the shelf is closed."""
+        while self.end <= position and not self.closed:
             await self._changed.wait()
 
     def apply(self, event: Event) -> None:
@@ -292,6 +294,9 @@ class Cache:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        for shelf in self._shelves.values():
+            shelf.closed = True
+            shelf.wake()
         for _, future in self._waiting:
             if not future.done():
                 future.set_exception(Unavailable("the API server is stopping: ask another, or again"))
@@ -338,6 +343,7 @@ class Cache:
             shelf.items = shelves.get(root, {})
             shelf.keys = sorted(shelf.items)
             shelf.lose(page.revision)
+            shelf.closed = False
             shelf.wake()
         self._advance(page.revision)
 
@@ -352,6 +358,9 @@ class Cache:
             except Unavailable as error:
                 log.warning("cache: %s; trying again", error.message)
                 await machine.sleep(_RETRY_S)
+            except Exception:
+                log.exception("cache: it stops following the store; /livez says so")
+                raise
 
     def _take(self, batch: Sequence[Event]) -> None:
         touched: set[Shelf] = set()

@@ -1,7 +1,7 @@
 """What every part of the API server works with, in one value."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -54,11 +54,11 @@ class Core:
         shelf = self.shelf(kind)
         with suppress(TimeoutError):
             async with machine.timeout(_NEWER_S):
-                while shelf.items.get(item.key) is item:
+                while shelf.items.get(item.key) is item and not shelf.closed:
                     await shelf.more(shelf.end)
 
     @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
+    async def turn(self, key: str) -> AsyncGenerator[None]:
         """Queue with the others of this server who lost a race for an object: so that each of them wins one."""
         lock = self.turns.get(key)
         if lock is None:

@@ -194,13 +194,14 @@ async def alter(core: Core, user: User, target: Target, change: Change, options:
     Raises NotFound, Conflict, Invalid and what admission says. An object that loses its last finalizer while it is
     being deleted is removed.
     """
+    warned = len(options.warnings)
     try:
         return await _try(core, user, target, change, options, note)
     except _Lost as lost:
         item = lost.item
     # Somebody else was faster. From now on those who lost take turns.
     for _ in range(_ATTEMPTS):
-        del options.warnings[:]
+        del options.warnings[warned:]
         async with core.turn(item.key):
             await core.newer(target.kind.storage, item)
             try:

@@ -13,7 +13,7 @@ from wherry.api.cache import Item, Shelf, splice
 from wherry.api.core import Core
 from wherry.api.errors import ExpiredToken
 from wherry.api.negotiate import Form, form_of
-from wherry.api.selection import Options, Selection, options_of, selection_of
+from wherry.api.selection import Options, Selection, options_of, selection_of, version_of
 from wherry.api.shown import shown
 from wherry.api.target import Target
 from wherry.errors import BadRequest, Expired
@@ -58,7 +58,7 @@ class Found:
 async def get(core: Core, target: Target, request: Request) -> Response:
     """One object, or its Table or metadata."""
     form = form_of(request.headers.get("accept"), request.first("includeObject"))
-    await fresh(core, request.first("resourceVersion") or "")
+    await fresh(core, version_of(request.first("resourceVersion") or ""))
     item = core.find(target.kind, target.namespace, target.name)
     if item is None:
         raise target.missing()

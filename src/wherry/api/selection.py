@@ -64,7 +64,7 @@ def options_of(request: Request, *, watch: bool) -> Options:
     """
     first = request.first
     options = Options(
-        version=_version(first("resourceVersion") or ""),
+        version=version_of(first("resourceVersion") or ""),
         match=first("resourceVersionMatch") or "",
         limit=_number("limit", first("limit")),
         token=first("continue") or "",
@@ -131,7 +131,8 @@ def _unsupported(field: str, value: str, *supported: str) -> Cause:
     return Cause(field, "FieldValueNotSupported", f'Unsupported value: "{value}": supported values: {words}')
 
 
-def _version(text: str) -> str:
+def version_of(text: str) -> str:
+    """Check the text of a resourceVersion: "" or a decimal. Raises BadRequest."""
     if text and not (text.isascii() and text.isdigit() and len(text) < 20):
         raise BadRequest(f'resourceVersion: Invalid value: "{text}": write the decimal number that an answer had')
     return text

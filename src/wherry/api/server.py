@@ -1,8 +1,11 @@
 """The API server as others hold it: `Api`, and the way of a request through it."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
+from typing import Self
 
 from wherry.api import authenticate, bootstrap, deletes, objects, reads, reviews, streams, subresources, watches
 from wherry.api import target as targets
@@ -11,6 +14,7 @@ from wherry.api.cache import Cache
 from wherry.api.core import Core, Nodes
 from wherry.api.discovery import Discovery
 from wherry.api.errors import About, code_of, failure_bytes
+from wherry.api.events import Sweeper
 from wherry.api.health import Health, version
 from wherry.api.openapi import OpenApi
 from wherry.api.pki import Authority
@@ -20,8 +24,17 @@ from wherry.api.settings import Audit, AuditSink, Check, Settings
 from wherry.api.target import Target
 from wherry.api.tokens import Tokens
 from wherry.clock import Clock, machine
-from wherry.errors import BadRequest, Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable, WherryError
-from wherry.model.kinds import PODS, SERVICES
+from wherry.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    Forbidden,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    WherryError,
+)
+from wherry.model.kinds import NAMESPACES, PODS, SERVICES
 from wherry.model.selectors import FieldSelector
 from wherry.model.users import User
 from wherry.store.protocol import Store
@@ -32,6 +45,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
 _METHOD_VERBS = {"GET": "get", "HEAD": "head", "POST": "post", "PUT": "put", "PATCH": "patch", "DELETE": "delete"}
+_STREAMS = ("log", "exec", "attach")
 _UNEXPECTED = "the server met an unexpected condition; its log says more"
 _REFUSED = {
     "portforward": "port-forward",
@@ -81,6 +95,7 @@ class Api:
         )
         self._audit = audit
         self._started = False
+        self._sweeping: asyncio.Task[None] | None = None
         self._discovery = Discovery(self._server_address)
         self._openapi = OpenApi(settings.version)
         self._health = Health(
@@ -90,15 +105,28 @@ class Api:
         self._router = Router([*self._routes(), *extra])
 
     async def start(self) -> None:
-        """Load the cluster, follow it, and make what every cluster has."""
+        """Load the cluster, follow it, and make what every cluster has; `close` ends that."""
         await self.core.cache.start()
         await bootstrap.bootstrap(self.core)
+        self._sweeping = asyncio.create_task(Sweeper(self.core).run(), name="api: old events are deleted")
         self._started = True
 
     async def close(self) -> None:
         """Stop following the store."""
         self._started = False
+        sweeping, self._sweeping = self._sweeping, None
+        if sweeping is not None:
+            sweeping.cancel()
+            with suppress(asyncio.CancelledError, WherryError):
+                await sweeping
         await self.core.cache.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def advertise(self, addresses: Sequence[tuple[str, int]]) -> None:
         """Tell pods at which (address, port) the API is, when that is known only after `start`."""
@@ -147,6 +175,19 @@ class Api:
     # ------------------------------------------------------------------------------------------------------------------
 
     async def _resource(self, request: Request, user: User, target: Target) -> Response:
+        """Serve a resource. Raises DeadlineExceeded when it takes too long; streams take as long as they like."""
+        if target.subresource in _STREAMS:
+            return await self._resource_in_time(request, user, target)
+        seconds = self.core.settings.request_s
+        try:
+            async with machine.timeout(seconds):
+                return await self._resource_in_time(request, user, target)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{request.method} {target.resource} was not done within {seconds:.0f} s; a write may still have been: read it"
+            ) from None
+
+    async def _resource_in_time(self, request: Request, user: User, target: Target) -> Response:
         core = self.core
         await core.cache.present()
         core.authorizer.require(user, _ask(request, target))
@@ -295,7 +336,8 @@ def _ask(request: Request, target: Target) -> Ask:
         chosen = FieldSelector.parse(request.first("fieldSelector") or "")
         fields = {one.field: one.value for one in chosen.conditions if one.equal}
         name = name or fields.get("metadata.name", "")
-    namespace = target.namespace
+    # Who may do something to a namespace may be told so in it.
+    namespace = target.name if target.kind == NAMESPACES else target.namespace
     return Ask(target.verb, target.kind.group, target.resource, namespace, name, "", fields)
 
 

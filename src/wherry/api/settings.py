@@ -12,7 +12,9 @@ class Settings:
 
     `advertise` are the (address, port) pairs at which pods reach the API; `node_ports` is (first, last), inclusive.
     `toleration_s` is how long a pod without own tolerations stays on a node that is not ready or unreachable: upstream's
-    300, a few in the `fast-failover` profile, None for no such tolerations.
+    300, a few in the `fast-failover` profile, None for no such tolerations. `event_life_s` is how long an Event is kept
+    after it was last written, in cluster time; `event_window` how many changes of each kind watches can go back;
+    `request_s` how long anything but a stream may take, in machine time.
     """
 
     service_cidr: str = "10.96.0.0/16"
@@ -26,6 +28,8 @@ class Settings:
     body_bytes: int = 3 * 1024 * 1024
     event_window: int = 4096
     bookmark_s: float = 60.0
+    event_life_s: float = 3600.0
+    request_s: float = 60.0
 
     @property
     def api_audiences(self) -> Sequence[str]:

@@ -87,8 +87,13 @@ def name(kind: Kind, obj: Json) -> bool:
             "",
             [Cause("metadata.name", "FieldValueRequired", "Required value: name or generateName is required")],
         )
-    meta["name"] = str(base)[:_BASE] + "".join(random.choices(_LETTERS, k=5))
+    meta["name"] = str(base)[:_BASE] + suffix()
     return True
+
+
+def suffix() -> str:
+    """Five letters that end a generated name; they spell no words."""
+    return "".join(random.choices(_LETTERS, k=5))
 
 
 def begin(kind: Kind, obj: Json, now: float) -> None:

@@ -13,7 +13,7 @@ from wherry.model.kinds import PODS
 from wherry.wire.http import Request, Response
 
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
-_DROPPED = ("authorization", "impersonate-user", "impersonate-group", "impersonate-uid", "cookie")
+_DROPPED = ("authorization", "cookie")
 
 
 class _Container(msgspec.Struct, frozen=True):
@@ -60,8 +60,9 @@ async def _pass(core: Core, target: Target, request: Request, verb: str) -> Resp
         raise BadRequest(f"pod {target.name} does not have a host assigned: it is not scheduled yet")
     path = f"/{verb}/{target.namespace}/{target.name}/{container}"
     # The node sees who we are, never the credentials of who asked us.
-    for name in _DROPPED:
-        request.headers.remove(name)
+    for name, _ in list(request.headers.items()):
+        if name.lower() in _DROPPED or name.lower().startswith("impersonate-"):
+            request.headers.remove(name)
     request.path = path
     request.target = quote(path) + (f"?{request.raw_query}" if request.raw_query else "")
     return await core.nodes(pod.spec.node_name, request)

@@ -73,7 +73,6 @@ def read(method: str, path: str, *, watch: bool = False) -> Target:
     if rest[0] == "namespaces" and group == "" and not _below_a_namespace(rest):
         kind: Kind | None = NAMESPACES
         rest = rest[1:]
-        namespace = rest[0] if rest else ""
     else:
         if rest[0] == "namespaces" and len(rest) > 2:
             namespace, rest, scoped = rest[1], rest[2:], True

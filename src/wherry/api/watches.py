@@ -25,7 +25,10 @@ from wherry.wire.http import Request, Response
 
 DEFAULT_S = (300.0, 600.0)
 """How long a watch lasts that does not say: somewhere between, so that not all come back at once."""
-_QUIET_S = 0.01
+_GATHER_S = 0.01
+_BURST = 20.0
+_PER_SECOND = 100.0
+"""A watcher is sent to at once for so many times in a row, and so often a second; beyond that, changes are gathered."""
 _CHUNK = 500
 _INITIAL_END = "k8s.io/initial-events-end"
 
@@ -81,10 +84,11 @@ class _Walk:
         if self._options.bookmarks and self._options.initial:
             yield self._bookmark(self._revision, initial_end=True)
         bookmark_s = self._core.settings.bookmark_s
+        credit, sent = _BURST, machine.monotonic()
         marks = machine.monotonic() + bookmark_s
         while True:
             now = machine.monotonic()
-            if now >= ends:
+            if now >= ends or self._shelf.closed:
                 break
             try:
                 async with machine.timeout(min(ends, marks) - now):
@@ -102,8 +106,11 @@ class _Walk:
                 return
             if lines:
                 yield lines
-                # Immediately when it was quiet; what follows at once is gathered, and sent together.
-                await machine.sleep(_QUIET_S)
+                now = machine.monotonic()
+                credit = min(_BURST, credit + (now - sent) * _PER_SECOND) - 1
+                sent = now
+                if credit < 0:
+                    await machine.sleep(_GATHER_S)
         lines = self._next_or_nothing()
         yield lines + (self._bookmark(self._core.cache.revision) if self._options.bookmarks else b"")
 

@@ -93,12 +93,13 @@ def entries(
     *,
     owner: Owner | None,
     mode: int,
-    now: int,
+    made_at: int | None = None,
     epoch: int | None,
 ) -> Sequence[Entry]:
     """Say the layer's entries: the sources at `dest` (absolute, with "/" at its end for a folder) over the tree `base`.
 
-    Directories on the way are listed with what they have in `base`, or made 0755 for `owner`. `mode` -1 leaves modes.
+    Directories on the way are listed with what they have in `base`, or made 0755 for `owner` with the time `made_at` (None:
+    the latest time of the sources: the same sources give the same bytes). `mode` -1 leaves modes.
     `epoch` is the latest time that any entry may have. Raises CopyError where a file would replace a directory, or a
     directory a file.
     """
@@ -108,6 +109,8 @@ def entries(
         raise CopyError(f"the destination {dest}: {error}") from None
     there = base.get(real)
     is_folder = dest.endswith("/") or (there is not None and there.kind == "dir")
+    times = [node.mtime for source in sources for node in (source.node, *(below for _, below in source.below))]
+    now = made_at if made_at is not None else max(times, default=0)
     into: dict[str, Node] = {}
     for source in sources:
         if source.node.kind == "dir":

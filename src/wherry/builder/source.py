@@ -33,16 +33,17 @@ class Source:
 
     def invalid(self, line: Line, message: str, at: str = "") -> Invalid:
         """An error at a line: file:line, the row, a caret under `at` (its first word when `at` is not there)."""
-        place, text = self._point(line, message, at)
+        place, text = self.pointed(line, message, at)
         return Invalid(text, causes=[Cause(place, "InvalidDockerfile", message)])
 
     def unsupported(self, line: Line, feature: str, at: str = "") -> Unsupported:
         """A feature of the language that is known and not built here, named, with the line."""
         message = f"{feature} is not supported"
-        place, text = self._point(line, message, at)
+        place, text = self.pointed(line, message, at)
         return Unsupported(text, causes=[Cause(place, "Unsupported", message)])
 
-    def _point(self, line: Line, message: str, at: str) -> tuple[str, str]:
+    def pointed(self, line: Line, message: str, at: str = "") -> tuple[str, str]:
+        """Write file:line, and the whole message with the row and a caret."""
         number, column, width = line.first, 0, 0
         for candidate in range(line.first, line.last + 1):
             row = self.rows[candidate - 1]

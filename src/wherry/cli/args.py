@@ -152,6 +152,12 @@ def _nearest(name: str, known: dict[str, Option]) -> str:
     return f"; did you mean --{close[0]}?" if close else ""
 
 
+def pair(text: str) -> tuple[str, str]:
+    """Split NAME=VALUE at the first equals sign; the value is empty without one."""
+    name, _, value = text.partition("=")
+    return name, value
+
+
 def help_text(spec: Spec) -> str:
     """The help of a command, with examples."""
     lines = [f"Usage: wherry {spec.name} {spec.usage}".rstrip(), "", spec.summary, ""]

@@ -197,6 +197,7 @@ def kubectl_command(argv: Sequence[str]) -> int:
         return 127
     environment = {**os.environ, "KUBECONFIG": str(Instance.at(root).kubeconfig)}
     os.execve(program, ["kubectl", *words], environment)
+    return 126  # never reached: the program is another now
 
 
 def version_command(argv: Sequence[str]) -> int:

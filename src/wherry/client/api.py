@@ -11,7 +11,7 @@ from wherry.client.protocol import Answer, Change, Json, Listing, Transport
 from wherry.client.status import error_in_watch, error_of
 from wherry.clock import machine
 from wherry.errors import DeadlineExceeded
-from wherry.model.kinds import Kind
+from wherry.model.kinds import PODS, Kind
 
 Query = Sequence[tuple[str, str]]
 
@@ -196,8 +196,6 @@ class ApiClient:
         limit_bytes: int | None = None,
     ) -> AsyncIterator[bytes]:
         """Yield a container's log in pieces as they come; with `follow` until the container ends."""
-        from wherry.model.kinds import PODS
-
         options: dict[str, Any] = {
             "container": container or None,
             "follow": "true" if follow else None,

@@ -235,7 +235,7 @@ class Informer(Generic[T]):
             self._set(key, None)
         self._revision = 0  # a restored or replaced server may count lower than before
         self._synced.set()
-        self._progress(version)
+        self._progress(max(version, 1))  # 0 would ask for everything again
 
     def _set(self, key: Key, now: T | None) -> None:
         before = self._objects.get(key)

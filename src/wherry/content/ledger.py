@@ -82,8 +82,8 @@ class Ledger:
         """List holds by the beginning of their holder."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT holder, digest FROM holds WHERE substr(holder, 1, ?) = ? ORDER BY holder, digest",
-                (len(prefix), prefix),
+                "SELECT holder, digest FROM holds WHERE holder >= ? AND holder < ? ORDER BY holder, digest",
+                (prefix, prefix + "\U0010ffff"),
             ).fetchall()
         return [(holder, Digest(digest)) for holder, digest in rows]
 

@@ -16,7 +16,7 @@ from wherry.content.digests import HEX_DIGITS, algorithm_of, digest_of, hasher
 from wherry.content.ledger import Ledger
 from wherry.content.oci import DOCUMENT_MAX_BYTES, references
 from wherry.content.protocol import Blob, Digest
-from wherry.content.uploads import LocalWriter, Uploads
+from wherry.content.uploads import LocalWriter, Uploads, to_the_end
 from wherry.errors import Broken, Damaged, Invalid, NotFound, TooLarge
 
 UPLOAD_LIFE_S = 24 * 3600.0
@@ -213,7 +213,7 @@ class LocalContent:
             except OSError as error:
                 raise Broken(f"blob {digest}: cannot be stored in {self.root}: {error.strerror}") from error
 
-        await asyncio.to_thread(finish)
+        await to_the_end(finish)
         self._remember(self._mark(digest, self.path(digest)))
         return Blob(digest, size_bytes)
 

@@ -89,7 +89,7 @@ class Credentials:
         username, password = auth.get("username", ""), auth.get("password", "")
         if not username and auth.get("auth"):
             try:
-                username, _, password = base64.b64decode(auth["auth"]).decode().partition(":")
+                username, _, password = base64.b64decode(auth["auth"], validate=True).decode().partition(":")
             except ValueError:
                 raise BadRequest("registry credentials: 'auth' is not base64 of name:password") from None
         made = cls(username, password, auth.get("identitytoken", ""), auth.get("registrytoken", ""))

@@ -26,6 +26,10 @@ WHITEOUT = ".wh."
 OPAQUE_MARK = ".wh..wh..opq"
 TAR_MAX_BYTES = 256 * 1024**3
 """More than any real layer; a bomb stops here at the latest (the disk's own quota comes earlier)."""
+ID_END = 2**32 - 1
+DEVICE_END = 2**20
+TIME_END = 2.0**34
+"""What ext4 can write: the year 2446. A later time is a mistake of who packed, and harmless."""
 _AHEAD = 4
 
 
@@ -55,8 +59,11 @@ def unpack_here(blob: Path, target: Path, *, name: str = "layer") -> Unpacked:
         os.close(source)
 
 
-def extract(source: int, root: int, *, name: str, owners: bool) -> Unpacked:
-    """Unpack the open layer file below the open directory. Opaque directories are listed, not marked."""
+def extract(source: int, root: int, *, name: str, owners: bool, layer: bool = True) -> Unpacked:
+    """Unpack the open file below the open directory. Opaque directories are listed, not marked.
+
+    With `layer` False it is a plain archive: `.wh.` is a name like any other, and devices are refused.
+    """
     state = hasher()
     total = 0
 
@@ -79,7 +86,7 @@ def extract(source: int, root: int, *, name: str, owners: bool) -> Unpacked:
 
     with ThreadPoolExecutor(1, "inflate") as inflater, ThreadPoolExecutor(1, "digest") as digester:
         tar = Tar(hashed(pieces(source, name=name), digester), name=name)
-        work = _Extraction(root, name, owners)
+        work = _Extraction(root, name, owners, layer)
         try:
             count = 0
             for member in tar:
@@ -113,24 +120,32 @@ def mark_opaque(root: int, paths: list[str]) -> None:
 
 
 class _Extraction:
-    def __init__(self, root: int, name: str, owners: bool) -> None:
+    def __init__(self, root: int, name: str, owners: bool, layer: bool) -> None:
         self._root = root
         self._name = name
         self._owners = owners
+        self._layer = layer
         self._rooted = Rooted(root, name=name, made=self._made)
         self._directories: dict[str, Member] = {}
         self.opaque: set[str] = set()
 
     def add(self, member: Member, tar: Tar) -> None:
+        """Make one entry."""
+        if max(member.uid, member.gid) >= ID_END or min(member.uid, member.gid) < 0 or max(member.device) >= DEVICE_END:
+            numbers = f"owner {member.uid}:{member.gid}, device {member.device}"
+            raise Invalid(f"{self._name}: {member.path!r} has numbers that no file can have ({numbers})")
+        if not member.link and member.kind in ("symlink", "link"):
+            raise Invalid(f"{self._name}: {member.path!r} is a link to nothing")
+        member.mtime = min(max(member.mtime, 0.0), TIME_END)
         parent, name, real = self._rooted.place(member.path)
         path = f"{real}/{name}" if real else name
         if not name:
             if member.kind == "dir":
                 self._directories[""] = member
             return
-        if name == OPAQUE_MARK:
+        if name == OPAQUE_MARK and self._layer:
             self.opaque.add(real)
-        elif name.startswith(WHITEOUT):
+        elif name.startswith(WHITEOUT) and self._layer:
             self._whiteout(parent, name.removeprefix(WHITEOUT), real, member)
         elif member.kind == "dir":
             self._directory(parent, name, path, member)
@@ -183,6 +198,8 @@ class _Extraction:
                 os.symlink(member.link, name, dir_fd=parent)
             case "fifo":
                 os.mkfifo(name, 0o600, dir_fd=parent)
+            case _ if not self._layer:
+                raise Invalid(f"{self._name}: {member.path!r} is a device, which an archive may not bring")
             case _:
                 kind = stat.S_IFCHR if member.kind == "char" else stat.S_IFBLK
                 try:

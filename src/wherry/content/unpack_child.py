@@ -22,15 +22,19 @@ NOBODY = 65534
 UNPACK_S = 1800.0
 _KEPT = (0, 1, 3, 4, 27, 31)
 """CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD, CAP_SETFCAP. Source: linux/capability.h."""
-_ENTRY = "import sys; sys.path[:0] = sys.argv[4:]; from wherry.content.unpack_child import main; main()"
+_ENTRY = "import sys; sys.path[:0] = sys.argv[5:]; from wherry.content.unpack_child import main; main()"
 
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 24, 8, 38
 _SYS = {"x86_64": (157, 126), "aarch64": (167, 91)}
 _CLONE_NEWNET, _CLONE_NEWIPC, _CLONE_NEWUTS = 0x40000000, 0x08000000, 0x04000000
 
 
-async def unpack(blob: Path, target: Path, *, name: str = "layer", timeout_s: float = UNPACK_S) -> Unpacked:
+async def unpack(
+    blob: Path, target: Path, *, name: str = "layer", layer: bool = True, timeout_s: float = UNPACK_S
+) -> Unpacked:
     """Unpack a layer file into the directory `target` in a confined child; opaque marks are set when it has ended.
+
+    `layer` False takes a plain archive (a build context): no whiteouts, no owners, no devices.
 
     Raises Invalid, Damaged or Unsupported for the layer, Broken for the disk, DeadlineExceeded. What a failure leaves
     in `target` is the caller's to remove.
@@ -40,7 +44,17 @@ async def unpack(blob: Path, target: Path, *, name: str = "layer", timeout_s: fl
     source = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
     root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        argv = [sys.executable, "-IS", "-c", _ENTRY, str(source), str(root), name, *_import_paths()]
+        argv = [
+            sys.executable,
+            "-IS",
+            "-c",
+            _ENTRY,
+            str(source),
+            str(root),
+            name,
+            "layer" if layer else "",
+            *_import_paths(),
+        ]
         done = await spawn.plain.run(argv, timeout_s=timeout_s, pass_fds=(source, root), env={}, limit_bytes=64 << 20)
         unpacked = _answer(done.out, done.err, done.code, name)
         mark_opaque(root, unpacked.opaque)
@@ -51,15 +65,15 @@ async def unpack(blob: Path, target: Path, *, name: str = "layer", timeout_s: fl
 
 
 def main() -> None:
-    """Be the child: argv is the entry, the layer's descriptor, the target's, a name for messages, import paths."""
-    source, root, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    """Be the child: argv is the entry, the layer's descriptor, the target's, a name, "layer" or "", import paths."""
+    source, root, name, layer = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], bool(sys.argv[4])
     answer: Mapping[str, object]
     try:
         inflate.prepare(source)
-        owners = os.geteuid() == 0
-        if owners:
+        is_root = os.geteuid() == 0
+        if is_root:
             confine(root)
-        done = extract(source, root, name=name, owners=owners)
+        done = extract(source, root, name=name, owners=is_root and layer, layer=layer)
         answer = {"diff_id": done.diff_id, "size": done.size_bytes, "entries": done.entries, "opaque": done.opaque}
     except WherryError as error:
         answer = {"error": type(error).__name__, "message": error.message}

@@ -7,6 +7,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from wherry.content.digests import Hasher, algorithm_of, hasher
 from wherry.content.protocol import Blob, Digest
@@ -17,6 +18,7 @@ FLUSH_BYTES = 1024 * 1024
 PARKED_MAX = 256
 """Hash states of uploads between two requests; one that fell out is rebuilt by reading its file."""
 
+T = TypeVar("T")
 Finish = Callable[[Path, int, Digest, int, str], Awaitable[Blob]]
 """(upload file, its open descriptor, digest, size, lease) -> the committed blob."""
 
@@ -49,7 +51,11 @@ class Uploads:
             state = parked[1]
         else:
             state = hasher()
-            await asyncio.to_thread(hash_file, fd, state)
+            try:
+                await to_the_end(lambda: hash_file(fd, state))
+            except BaseException:
+                os.close(fd)
+                raise
         os.lseek(fd, 0, os.SEEK_END)
         return LocalWriter(self, self._finish, id, fd, size, state, "")
 
@@ -124,7 +130,7 @@ class LocalWriter:
         state = self._state
         if digest is not None and algorithm_of(digest) != "sha256":
             state = hasher(algorithm_of(digest))
-            await asyncio.to_thread(hash_file, self._fd, state)
+            await to_the_end(lambda: hash_file(self._fd, state))
         found = Digest(f"{algorithm_of(digest) if digest else 'sha256'}:{state.hexdigest()}")
         if digest is not None and found != digest:
             size = self._offset
@@ -132,6 +138,9 @@ class LocalWriter:
             raise Invalid(f"blob: {size} bytes have the digest {found}, not {digest} as promised; send them again")
         try:
             return await self._finish(self.path, self._fd, found, self._offset, lease or self._lease)
+        except asyncio.CancelledError:
+            self.path.unlink(missing_ok=True)
+            raise
         finally:
             self._shut()
 
@@ -157,18 +166,20 @@ class LocalWriter:
         await self._settle()
         parts, self._buffer, self._buffered = self._buffer, [], 0
         if parts:
-            await asyncio.to_thread(self._put, parts)
+            self._flushing = asyncio.get_running_loop().run_in_executor(None, self._put, parts)
+            await self._settle()
 
     async def _settle(self) -> None:
-        flushing, self._flushing = self._flushing, None
-        if flushing is not None:
-            await asyncio.shield(flushing)
+        """Wait for the thread that writes; when we are cancelled it is still known, so that `abort` waits for it."""
+        if self._flushing is not None:
+            await asyncio.shield(self._flushing)
+            self._flushing = None
 
     async def _quiet(self) -> None:
         try:
             await self._settle()
         except Broken:
-            return
+            self._flushing = None
 
     def _put(self, parts: list[bytes]) -> None:
         data = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -187,6 +198,16 @@ class LocalWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+async def to_the_end(work: Callable[[], T]) -> T:
+    """Run in a thread and wait for its end even when we are cancelled: it uses a descriptor that its caller closes."""
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise
 
 
 def hash_file(fd: int, state: Hasher) -> None:

@@ -33,11 +33,23 @@ class _Written(msgspec.Struct, frozen=True):
 _WRITTEN = msgspec.json.Decoder(_Written)
 
 
+PAUSE_S = 3.0
+"""Machine seconds without a sign of our own life that count as a pause: the machine slept, or we were stopped."""
+
+
 @dataclass(slots=True)
 class Memory:
-    """What one controller remembers between reconciles: since when it has seen what. Lost with the process."""
+    """What an identity remembers between reconciles: since when it has seen what. Lost with the process."""
 
     seen: dict[str, tuple[str, float]] = field(default_factory=dict[str, tuple[str, float]])
+    _awake: tuple[float, float] | None = None
+
+    def awake(self, machine_now: float, now: float) -> None:
+        """Note that we live. After a pause nobody else has been silent on that account: all times move on with us."""
+        if self._awake is not None and machine_now - self._awake[0] > PAUSE_S:
+            missed_s = max(0.0, now - self._awake[1])
+            self.seen = {subject: (value, since + missed_s) for subject, (value, since) in self.seen.items()}
+        self._awake = (machine_now, now)
 
     def since(self, subject: str, value: str, now: float) -> float:
         """Say since when `subject` has had this `value`, as far as we have seen."""

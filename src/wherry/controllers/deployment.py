@@ -186,7 +186,7 @@ async def _collided(cluster: Cluster, deployment: Deployment, name: str) -> None
     found = await cluster.read(REPLICASETS, ReplicaSet, (deployment.metadata.namespace, name))
     owner = found.metadata.controller if found is not None else None
     mine = owner is not None and owner.uid == deployment.metadata.uid
-    if found is None or (mine and rollout.template_of(found) == rollout.template_of(deployment)):
+    if found is None or (mine and rollout.has_same_template(deployment, found)):
         raise Conflict(f"replica set {name}: our view does not show it yet")
     count = (deployment.status.collision_count or 0) + 1
     log.info("deployment %s/%s: replica set name %s is taken, counting %d", *deployment.key, name, count)

@@ -1,6 +1,6 @@
 """Evictions: pods leave nodes whose NoExecute taints they do not tolerate, and lost nodes whose fence has cut them off.
 
-A fence is a promise of the node itself (annotation `wherry.dev/fence-seconds`): so many seconds after its agent last
+A fence is a promise of the node itself (label or annotation `wherry.dev/fence-seconds`): so many seconds after its agent last
 renewed its lease, its warden cuts its pods off the network. From then on a pod there can serve nobody, and may be
 replaced under the same name. Without a fence a lost node's pods are only asked to go, as upstream does.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from wherry.client.objects import Key
 from wherry.client.taints import NO_EXECUTE, Taint, Toleration
-from wherry.clock import parse_rfc3339
+from wherry.clock import machine, parse_rfc3339
 from wherry.controllers.cluster import Cluster, Controller, Watch, itself
 from wherry.controllers.nodelife import SILENT, by_node, sign_of_life
 from wherry.controllers.objects import READY, Lease, Node, Pod
@@ -37,9 +37,10 @@ def due(taints: Sequence[tuple[Taint, float]], tolerations: Sequence[Toleration]
 
 def fence_s(node: Node) -> float | None:
     """After how many seconds of silence the node's pods are surely cut off; None if nothing promises that."""
+    text = node.metadata.annotations.get(FENCE) or node.metadata.labels.get(FENCE, "")
     try:
-        return float(node.metadata.annotations[FENCE])
-    except (KeyError, ValueError):
+        return float(text) or None
+    except ValueError:
         return None
 
 
@@ -50,6 +51,7 @@ async def reconcile(key: Key, cluster: Cluster) -> float | None:
     if pod is None or node is None:
         return None
     now = cluster.now()
+    cluster.memory.awake(machine.now(), now)
     cut = _cut_off(cluster, node, now)
     if cut is not None and cut <= now:
         message = f"Node {node.metadata.name} is lost and its fence has cut this pod off"
@@ -98,6 +100,8 @@ def _wakes_of_node(cluster: Cluster, before: Node | None, now: Node | None) -> I
     if now is None:
         if before is not None:
             cluster.memory.forget(before.metadata.name)
+            for taint in before.spec.taints:
+                cluster.memory.forget(f"{before.metadata.uid} {taint.key}")
         return
     for pod in cluster.view(PODS, Pod).by_index("node", now.metadata.name):
         yield pod.key

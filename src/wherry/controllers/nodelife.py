@@ -7,7 +7,7 @@ import msgspec
 
 from wherry.client.objects import Key
 from wherry.client.taints import NO_EXECUTE, NO_SCHEDULE, NOT_READY, UNREACHABLE, UNSCHEDULABLE, Taint
-from wherry.clock import rfc3339
+from wherry.clock import machine, rfc3339
 from wherry.controllers.cluster import Cluster, Controller, Watch, itself, together
 from wherry.controllers.objects import READY, Condition, Lease, Node, Pod
 from wherry.controllers.status import condition, merge_condition
@@ -32,6 +32,12 @@ OURS = frozenset((NOT_READY, UNREACHABLE, UNSCHEDULABLE, *PRESSURES.values()))
 """The keys of the taints that we alone put on and take off."""
 
 AT_ONCE = 50  # pods of a lost node marked at a time
+
+MARK = "NodeNotReady"
+"""The reason that we give in a pod's condition Ready; an agent never does."""
+
+BELIEVE_S = 2.0
+"""Cluster seconds that the agent of a node that is back has to say how its pods are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +86,20 @@ async def reconcile(key: Key, cluster: Cluster) -> float | None:
     node = cluster.get(NODES, Node, key)
     if node is None:
         cluster.memory.forget(name)
+        cluster.memory.forget(f"ready {name}")
         return None
     grace_s = cluster.settings.node_grace_s
     now = cluster.now()
+    cluster.memory.awake(machine.now(), now)
     silent_s = now - cluster.memory.since(name, sign_of_life(cluster, node), now)
     judgement = judge(node, silent_s, grace_s, now, others_live=_others_live(cluster, node, now))
     try:
         await _write(cluster, node, judgement)
+        believe_s = await _believe_pods(cluster, node, now) if silent_s < grace_s else None
     except NotFound:
         return None
-    return grace_s - silent_s if silent_s < grace_s else None
+    waits = [wait for wait in (believe_s, grace_s - silent_s) if wait is not None and wait > 0]
+    return min(waits) if silent_s < grace_s else None
 
 
 def sign_of_life(cluster: Cluster, node: Node) -> str:
@@ -134,13 +144,46 @@ async def _mark_pods(cluster: Cluster, node: Node) -> None:
 
 async def _mark_pod(cluster: Cluster, pod: Pod) -> None:
     time = rfc3339(cluster.now())
-    unready = {"type": READY, "status": "False", "reason": "NodeNotReady", "lastTransitionTime": time}
+    unready = {"type": READY, "status": "False", "reason": MARK, "lastTransitionTime": time}
     try:
         patch = {"status": {"conditions": [unready]}}
         await cluster.patch(PODS, pod.metadata, patch, subresource="status", type="strategic")
     except NotFound:
         return
     cluster.event(PODS, pod.metadata, "NodeNotReady", "Node is not ready", warning=True)
+
+
+async def _believe_pods(cluster: Cluster, node: Node, now: float) -> float | None:
+    """Take our mark off the pods of a node that is back, unless its agent has said something else of them meanwhile.
+
+    The agent gets `BELIEVE_S` to do so: it tells only what changes, and for it nothing may have changed. Returns the
+    seconds until then, if there are such pods.
+    """
+    marked = [pod for pod in cluster.view(PODS, Pod).by_index("node", node.metadata.name) if _is_marked(pod)]
+    back_s = now - cluster.memory.since(f"ready {node.metadata.name}", str(node.is_ready), now)
+    if not marked or not node.is_ready:
+        return None
+    if back_s < BELIEVE_S:
+        return BELIEVE_S - back_s
+    ready = {"type": READY, "status": "True", "reason": None, "lastTransitionTime": rfc3339(now)}
+    for start in range(0, len(marked), AT_ONCE):
+        await together(
+            cluster.patch(
+                PODS,
+                pod.metadata,
+                {"status": {"conditions": [ready]}},
+                subresource="status",
+                type="strategic",
+                guarded=True,
+            )
+            for pod in marked[start : start + AT_ONCE]
+        )
+    return None
+
+
+def _is_marked(pod: Pod) -> bool:
+    condition = pod.ready_condition
+    return condition is not None and condition.status == "False" and condition.reason == MARK and pod.is_active
 
 
 def _taints(have: Sequence[Taint], wanted: Sequence[Taint], now: float) -> list[Taint]:

@@ -27,6 +27,11 @@ ROLLBACK_TO = "deprecated.deployment.rollback.to"
 OWN_ANNOTATIONS = (REVISION, REVISION_HISTORY, DESIRED, MAXIMUM, LAST_APPLIED, ROLLBACK_TO)
 """Annotations that are not copied between a deployment and its ReplicaSets."""
 
+SWITCHES = frozenset(
+    ("hostIPC", "hostNetwork", "hostPID", "hostPort", "readOnly", "stdin", "stdinOnce", "tty")
+)  # fmt: skip
+"""Fields of a pod template for which false (or 0) and absent are the same. Others, such as runAsUser, are not here."""
+
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, no digits that look like letters: no words come out
 
 
@@ -69,9 +74,24 @@ def template_of(owner: Deployment | ReplicaSet) -> dict[str, Any]:
     return template
 
 
+def comparable(value: Any) -> Any:
+    """A template in which what means the same is written the same: nulls, and switches that are off, are left out.
+
+    Bodies in protobuf always carry such switches, bodies in JSON seldom do: without this a rollback by `kubectl`, which
+    reads the one and writes the other, would not find the ReplicaSet that it goes back to.
+    """
+    if isinstance(value, dict):
+        return {
+            name: comparable(part)
+            for name, part in value.items()
+            if part is not None and not (name in SWITCHES and part in (False, 0))
+        }
+    return [comparable(part) for part in value] if isinstance(value, list) else value
+
+
 def template_hash(template: Mapping[str, Any], collisions: int) -> str:
     """Ten characters that tell pod templates apart; `collisions` gives another name to the same template."""
-    data = orjson.dumps(template, option=orjson.OPT_SORT_KEYS) + b"#%d" % collisions
+    data = orjson.dumps(comparable(template), option=orjson.OPT_SORT_KEYS) + b"#%d" % collisions
     number = int.from_bytes(hashlib.sha256(data).digest()[:8])
     text = ""
     for _ in range(10):
@@ -82,9 +102,15 @@ def template_hash(template: Mapping[str, Any], collisions: int) -> str:
 
 def find_new(deployment: Deployment, replica_sets: Sequence[ReplicaSet]) -> ReplicaSet | None:
     """The ReplicaSet of the deployment's present template: the oldest, should there be several."""
-    wanted = template_of(deployment)
-    same = [one for one in replica_sets if template_of(one) == wanted]
+    same = [one for one in replica_sets if has_same_template(deployment, one)]
     return min(same, key=lambda one: (one.metadata.created, one.metadata.name), default=None)
+
+
+def has_same_template(deployment: Deployment, one: ReplicaSet) -> bool:
+    """Whether a ReplicaSet makes the pods that the deployment wants now."""
+    return one.spec.template == deployment.spec.template or (
+        comparable(template_of(one)) == comparable(template_of(deployment))
+    )
 
 
 def revision_of(owner: Deployment | ReplicaSet) -> int:
@@ -151,7 +177,10 @@ def rescale(deployment: Deployment, new: ReplicaSet | None, old: Sequence[Replic
         share = _proportion(deployment, one, allowed, to_add, added)
         sizes[one.metadata.name] += share
         added += share
-    sizes[active[0].metadata.name] = max(0, sizes[active[0].metadata.name] + to_add - added)
+    for one in active:  # what rounding left over goes to the largest, and to the next when that has no more
+        rest = max(to_add - added, -sizes[one.metadata.name])
+        sizes[one.metadata.name] += rest
+        added += rest
     return [Scale(one, sizes[one.metadata.name]) for one in active if sizes[one.metadata.name] != one.spec.replicas]
 
 

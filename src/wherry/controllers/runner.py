@@ -73,6 +73,7 @@ class Controllers:
         self._controllers = controllers
         self._views: dict[tuple[Kind, type[Any]], Informer[Any]] = {}
         self._queues: dict[str, WorkQueue[Key]] = {}
+        self._memories: dict[str, Memory] = {}
         self._stack = AsyncExitStack()
         self._working: set[str] = set()
 
@@ -107,11 +108,19 @@ class Controllers:
                 await stack.enter_async_context(view)
             for one in self._controllers:
                 await self._start(one, stack)
+            stack.push_async_callback(_end, asyncio.create_task(self._notice_pauses(), name="controllers:pauses"))
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
+
+    async def _notice_pauses(self) -> None:
+        """Say to every memory, each machine second, that we live."""
+        while True:
+            for memory in self._memories.values():
+                memory.awake(machine.now(), self._clock.now())
+            await machine.sleep(1.0)
 
     async def _start(self, one: Controller, stack: AsyncExitStack) -> None:
         client = self._client_for(controller(one.acts_as or one.name))
@@ -124,7 +133,7 @@ class Controllers:
             clock=self._clock,
             settings=self._settings,
             recorder=recorder,
-            memory=Memory(),
+            memory=self._memories.setdefault(one.acts_as or one.name, Memory()),
         )
         task = asyncio.create_task(self._run(one, cluster, queue), name=f"controller:{one.name}")
         stack.push_async_callback(_end, task)

@@ -71,9 +71,9 @@ def sweep(instance: Instance) -> None:
     with suppress(WherryError):
         plan = instance.load()
     networks.kill_cgroups(instance)
+    networks.unmount(instance, plan)  # first: an engine's mount of its directory on itself hides the pinned namespaces
     asyncio.run(networks.remove_all(instance, plan))
     networks.remove_cgroups(instance)
-    networks.unmount(instance, plan)
     shutil.rmtree(instance.run, ignore_errors=True)
 
 
@@ -95,9 +95,9 @@ def leftovers(instance: Instance) -> list[str]:
 def remove_node(instance: Instance, plan: Plan, node: NodePlan) -> None:
     """Remove what one node has on this machine, its state too."""
     networks.kill_cgroups(instance, node.name)
+    networks.unmount(instance, plan, node)
     asyncio.run(networks.remove_node(instance, plan, node))
     networks.remove_cgroups(instance, node.name)
-    networks.unmount(instance, plan, node)
     shutil.rmtree(instance.node_root(node), ignore_errors=True)
     shutil.rmtree(instance.node_run(node.name), ignore_errors=True)
 

@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from wherry.builder.service import Builder
 from wherry.client.api import ApiClient
 from wherry.client.transports import HttpTransport
 from wherry.clock import Clock
 from wherry.content.local import LocalContent
+from wherry.daemon.builds import TarBuild
 from wherry.daemon.instance import Instance, NodePlan, Plan
 from wherry.daemon.profiles import TIMES
 from wherry.doors.docker.door import DockerDoor
@@ -28,6 +30,7 @@ from wherry.network.pods import LocalPodNetwork
 from wherry.network.ranges import Ranges
 from wherry.network.services import NftServices
 from wherry.network.upstream import read_resolvers
+from wherry.network.zone import Zone
 from wherry.node.agent import Agent, AgentSettings
 from wherry.node.proxy import ServiceProxy, ServiceView, SliceView, is_ready
 from wherry.node.real import EngineRuntime
@@ -82,7 +85,10 @@ async def engine_role(instance: Instance, plan: Plan, node: NodePlan, clock: Clo
             settings=settings,
         )
         await stack.enter_async_context(engine)
-        door = DockerDoor(engine, None, clock=clock, node=node.name)
+        builder = Builder(engine, content, root / "builder", clock=clock)
+        stack.push_async_callback(builder.close)
+        await builder.start()
+        door = DockerDoor(engine, TarBuild(builder), clock=clock, node=node.name)
         server = Server(door.handle, on_error=door.fail)
         await server.start_unix(instance.docker_socket(node.name), mode=0o660, gid=_docker_group())
         stack.push_async_callback(server.close, 2.0)
@@ -108,7 +114,8 @@ async def agent_role(
     async with AsyncExitStack() as stack:
         client = ApiClient(transport)
         stack.push_async_callback(client.close)
-        dns = await stack.enter_async_context(DnsServer([running.network.gateway]))
+        zone = Zone(ranges=[plan.pod_cidr, plan.service_cidr])
+        dns = await stack.enter_async_context(DnsServer([running.network.gateway], zone=zone))
         services = NftServices(instance.id, ranges_of(plan, node), running.nft, running.guard)
         stack.push_async_callback(services.close)
 

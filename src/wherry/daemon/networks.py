@@ -156,9 +156,8 @@ async def remove_all(instance: Instance, plan: Plan | None) -> None:
     """Take links, tables, rules and namespaces away, put settings back, give the claims up."""
     if not is_root():
         return
-    from wherry.host import namespaces
     from wherry.host.nftables import Nft
-    from wherry.network import machines
+    from wherry.network import machines, pods
     from wherry.network.claims import Claims
 
     with Nft() as nft:
@@ -168,9 +167,8 @@ async def remove_all(instance: Instance, plan: Plan | None) -> None:
                     with suppress(WherryError):
                         await remove_node(instance, plan, node)
         await machines.sweep(instance.id, nft)
-    for name, value in Claims().release(instance.id).items():
-        with suppress(WherryError):
-            namespaces.sysctl(name, value)
+    with suppress(WherryError):
+        pods.restore(Claims().release(instance.id))
 
 
 # cgroups and mounts ---------------------------------------------------------------------------------------------------

@@ -19,11 +19,15 @@ from wherry.client.transports import LocalTransport
 from wherry.clock import Clock
 from wherry.controllers.runner import Controllers
 from wherry.controllers.settings import Settings as ControllerSettings
+from wherry.daemon.forks import forker, permit
 from wherry.daemon.instance import Instance, Plan
 from wherry.daemon.profiles import TIMES
 from wherry.errors import NotFound, Unavailable
+from wherry.history.archive import Archive
+from wherry.history.routes import routes as history_routes
 from wherry.model.users import User
 from wherry.scheduler.scheduler import Scheduler
+from wherry.store.compaction import keep_compacted
 from wherry.store.sqlite import SqliteStore
 from wherry.wire.client import Endpoint, HttpClient
 from wherry.wire.http import Request, Response
@@ -33,7 +37,6 @@ from wherry.wire.server import Server
 log = logging.getLogger(__name__)
 
 CERTIFICATE_DAYS = 90.0
-COMPACT_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class RunningServer:
 
     api: Api
     store: SqliteStore
+    archive: Archive
     scheduler: Scheduler
 
     def client(self, user: User) -> Client:
@@ -66,16 +70,19 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGene
             advertise=[(address, plan.api_port) for address in gateways[:1]],
             toleration_s=times.toleration_s,
         )
+        archive = await Archive.open(instance.server / "history", store, clock=clock)
+        stack.push_async_callback(archive.close)
         api = Api(
             store,
             clock=clock,
             authority=authority,
             settings=settings,
             nodes=NodeConnector(instance),
+            extra=history_routes(archive, permit=lambda *ask: permit(api)(*ask), fork=forker(instance, store)),
         )
         await api.start()
         stack.push_async_callback(api.close)
-        running = RunningServer(api, store, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
+        running = RunningServer(api, store, archive, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
         server = Server(api.handle, on_error=api.fail)
         stack.push_async_callback(server.close, 2.0)
         instance.api_socket.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +90,8 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGene
         await _listen_tls(server, instance, plan, authority, gateways)
         await stack.enter_async_context(running.scheduler)
         await stack.enter_async_context(_controllers(api, plan, authority, clock))
-        compaction = asyncio.create_task(_compact(store, clock), name="compaction")
+        await stack.enter_async_context(archive)
+        compaction = asyncio.create_task(keep_compacted(store, read_until=lambda: archive.position), name="compaction")
         stack.push_async_callback(_end, compaction)
         yield running
 
@@ -160,13 +168,6 @@ class NodeConnector:
         if client is None:
             client = self._clients[node] = HttpClient(Endpoint.parse(f"unix:{socket}"))
         return await forward(request, client)
-
-
-async def _compact(store: SqliteStore, clock: Clock) -> None:
-    """Forget what is older than the watch window, every minute of cluster time."""
-    while True:
-        await clock.sleep(COMPACT_EVERY_S)
-        await store.compact(max(0, await store.revision() - 10_000))
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -354,3 +355,22 @@ def kill_node(instance: Instance, name: str, *, say: Say) -> None:
     ask(instance.warden_socket, {"op": "kill", "name": name, "all": True, "forever": True})
     asyncio.run(networks.cut(instance, plan, node))
     say(f"node {name} is dead: its processes and links are gone; `wherry node remove {name}` clears it away")
+
+
+def adopt_fork(instance: Instance, parent: Plan, store: str) -> None:
+    """Make a forked store the start of a new instance: the parent's nodes by name, simulated, and its address ranges.
+
+    Its server runs as the parent's user, whom the files that both share belong to. Raises AlreadyExists where there is an
+    instance.
+    """
+    if instance.plan_path.exists():
+        raise AlreadyExists(f"{instance.root}: an instance is there already")
+    instance.server.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(instance.server, parent.server_uid, parent.server_uid)
+    shutil.move(store, instance.server / "store")
+    nodes = tuple(msgspec.structs.replace(node, real=False, apart=False) for node in parent.nodes)
+    ports = _free_port(API_PORT, (parent.api_port,)), _free_port(REGISTRY_PORT, (parent.registry_port,))
+    instance.save(
+        msgspec.structs.replace(parent, id=instance.id, nodes=nodes, api_port=ports[0], registry_port=ports[1])
+    )

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from wherry.clock import Clock, machine
 from wherry.content.protocol import Content, Digest
-from wherry.engine import restarts, trash
+from wherry.engine import restarts
 from wherry.engine import spec as specs
 from wherry.engine.events import Events
 from wherry.engine.images import Images
@@ -30,6 +30,7 @@ from wherry.engine.sandboxes import Sandboxes
 from wherry.engine.settings import EngineSettings
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.tasks import Tasks
+from wherry.engine.trash import Trash
 from wherry.engine.types import Container, ContainerSpec, Exit, SandboxSpec
 from wherry.errors import AlreadyExists, Broken, Conflict, Invalid, NotFound, WherryError
 from wherry.host import processes
@@ -60,6 +61,7 @@ class Containers:
         settings: EngineSettings,
         tasks: Tasks,
         lives: Lives,
+        trash: Trash,
     ) -> None:
         self._paths = paths
         self._records = records
@@ -74,6 +76,7 @@ class Containers:
         self._tasks = tasks
         self._slots = asyncio.Semaphore(settings.at_once)
         self.lives = lives
+        self._trash = trash
 
     # walks ------------------------------------------------------------------------------------------------------------
     async def create(self, spec: ContainerSpec) -> Container:
@@ -218,8 +221,12 @@ class Containers:
             return None
 
     def users_of(self, image_id: str) -> Sequence[str]:
-        """Name the containers that were made from an image."""
-        return [life.record.id for life in self.lives.all() if life.record.image_id == image_id]
+        """Name the containers that were made from an image; one that is only being cleared away is none any more."""
+        return [
+            life.record.id
+            for life in self.lives.all()
+            if life.record.image_id == image_id and life.record.stage is not Stage.REMOVING
+        ]
 
     def layers_in_use(self) -> set[str]:
         """Name the diff ids under all containers."""
@@ -311,7 +318,7 @@ class Containers:
         await self.clear_run(life)
         if record.owns_sandbox:
             await self._sandboxes.remove(record.sandbox)
-        trash.put(self._paths, self._paths.container(record.id))
+        self._trash.put(self._paths.container(record.id))
         if record.spec.log_path:
             _remove_logs(record)
         await self._content.release(_holder(record.id))
@@ -320,7 +327,7 @@ class Containers:
         life.fail_waiters(NotFound(f"container {record.id[:12]}: it was removed"))
         if life.run is not None:
             life.run.cleared.set()
-        await trash.empty(self._paths)
+        await self._trash.empty()
 
     # making -----------------------------------------------------------------------------------------------------------
     async def _intend(self, spec: ContainerSpec) -> ContainerRecord:
@@ -495,7 +502,7 @@ class Containers:
                 run.cleared.set()
         if life.record.spec.auto_remove and not again and life.record.stage is Stage.EXITED:
             await self.remove(life, force=True)
-        await trash.empty(self._paths)
+        await self._trash.empty()
 
     async def _clear_unstarted(self, life: Life, run: Run) -> None:
         async with life.lock:

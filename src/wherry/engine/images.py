@@ -4,6 +4,7 @@ The hold `image/NAME` (NAME as `docker.io/library/web:1`) is the name; an image 
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -294,7 +295,7 @@ class Images:
         own = name.domain == self._settings.registry_host
         repository = cluster_repository(name, self._settings.registry_host)
         try:
-            async with Remote(self._settings.cluster_registry) as remote:
+            async with self._cluster() as remote:
                 return await transfer.pull(
                     self._content, remote, repository, name.reference, lease=lease, progress=progress
                 )
@@ -306,6 +307,13 @@ class Images:
                 raise
             log.warning("image %s: the cluster's registry: %s", name, error.message)
         return None
+
+    def _cluster(self) -> Remote:
+        """The cluster's registry. Raises Unavailable at once when its socket is not even there."""
+        endpoint = self._settings.cluster_registry
+        if endpoint.startswith("unix:") and not os.path.exists(endpoint.removeprefix("unix:")):
+            raise Unavailable(f"{endpoint.removeprefix('unix:')} is not there: the registry is not running")
+        return Remote(endpoint)
 
     async def _tell_cluster(self, name: ImageName, digest: Digest) -> None:
         if self._settings.on_tag is not None:
@@ -322,7 +330,7 @@ class Images:
     async def _tag_in_cluster(self, name: ImageName, digest: Digest, progress: Any) -> None:
         """Tag in the cluster's registry: by its manifest alone where it has our blobs anyway."""
         repository = cluster_repository(name, self._settings.registry_host)
-        async with Remote(self._settings.cluster_registry) as remote:
+        async with self._cluster() as remote:
             if self._settings.shares_content:
                 data = await self._content.read(digest)
                 await remote.put_manifest(repository, name.reference, oci.document_type(data), data)

@@ -17,7 +17,7 @@ from wherry.clock import Clock, machine
 from wherry.content import layout
 from wherry.content.pack import pack_upper
 from wherry.content.protocol import Content, Digest
-from wherry.engine import execs, logs, monitor, rotation, trash
+from wherry.engine import execs, logs, monitor, rotation
 from wherry.engine.containers import Containers
 from wherry.engine.events import Events
 from wherry.engine.images import LEASE_S, Images
@@ -32,6 +32,7 @@ from wherry.engine.sessions import Attached
 from wherry.engine.settings import EngineSettings
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.tasks import Tasks
+from wherry.engine.trash import Trash
 from wherry.engine.types import (
     Container,
     ContainerSpec,
@@ -49,6 +50,8 @@ from wherry.host.engine_calls import Inotify
 from wherry.network.types import PodNetwork
 
 log = logging.getLogger(__name__)
+
+LOCK_S = 2.0
 
 
 class LocalEngine:
@@ -78,13 +81,14 @@ class LocalEngine:
         self._stack = AsyncExitStack()
         self._events = Events()
         self._collecting = asyncio.Lock()
+        self._trash = Trash(self._paths.trash)
 
     async def __aenter__(self) -> Self:
         """Take the lock, find the tools, take up what is there. Raises Conflict when another engine has the root."""
         async with AsyncExitStack() as stack:
             paths, settings = self._paths, self.settings
             paths.make()
-            self._lock(stack)
+            await self._lock(stack)
             mounts.share(str(paths.run))
             groups = cgroups.find(self._base)
             self._groups = groups
@@ -97,7 +101,7 @@ class LocalEngine:
             tasks = await stack.enter_async_context(Tasks())  # last in, first out: they use all of the above
             lives = Lives()
             self._images = Images(self._content, settings, self._events, lambda id: self._containers.users_of(id))
-            self._snapshots = Snapshots(paths, self._content)
+            self._snapshots = Snapshots(paths, self._content, self._trash)
             self._sandboxes = Sandboxes(paths, records, groups, self._network, self._events, settings)
             runs = Runs(paths, self._runtime, groups, self._snapshots, self._sandboxes, settings)
             self._runs = runs
@@ -114,6 +118,7 @@ class LocalEngine:
                 settings,
                 tasks,
                 lives,
+                self._trash,
             )
             await self._snapshots.open()
             self._sandboxes.open()
@@ -192,7 +197,7 @@ class LocalEngine:
             used = self._containers.layers_in_use() | await self._images.layers()
             gone = await self._snapshots.collect(used | self._containers.layers_in_use())
         if gone:
-            await trash.empty(self._paths)
+            await self._trash.empty()
         return gone
 
     async def diff_layer(self, ref: str) -> tuple[Digest, str, int]:
@@ -367,18 +372,24 @@ class LocalEngine:
 
     async def _settle(self) -> None:
         """What can wait until the engine serves: old deletions, and what was unpacked shortly before."""
-        await trash.empty(self._paths)
+        await self._trash.empty()
         await self._snapshots.settle()
 
-    def _lock(self, stack: AsyncExitStack) -> None:
+    async def _lock(self, stack: AsyncExitStack) -> None:
+        """Take the root's lock. A child that a killed engine was just spawning has it for a moment, so we ask again."""
         fd = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Unavailable(
-                f"{self._paths.root}: another engine has this root; stop it first, or use another --root"
-            ) from None
+        deadline = machine.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if machine.monotonic() > deadline:
+                    raise Unavailable(
+                        f"{self._paths.root}: another engine has this root; stop it first, or use another --root"
+                    ) from None
+                await machine.sleep(0.02)
 
     def _leave_no_trace(self) -> None:
         """With no container and no sandbox left, leave no mount and no cgroup either."""

@@ -7,7 +7,7 @@ the last rows, whose containers it ended too.
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -74,8 +74,6 @@ class SandboxRecord:
     removing: bool = False
     address: str = ""
     boot_id: str = ""
-    pid_holder: Identity | None = None
-    further: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Records:

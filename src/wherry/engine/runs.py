@@ -34,6 +34,7 @@ from wherry.host.spawn import Child
 MONITOR_END_S = 5.0
 LOST_CODE = 255
 """The exit code of a container whose end nobody has seen."""
+STAGED = "source-"
 LOG_BYTES_WITHOUT_US = 1 << 30
 """conmon empties a log of this size by itself: only for the time when no engine is there to rotate it."""
 
@@ -95,7 +96,8 @@ class Runs:
             if mount.kind == "bind" and not os.path.exists(mount.source):
                 raise Invalid(f"container {record.name}: bind source {mount.source!r} does not exist on this machine")
         self._snapshots.mount(record.id, record.layers)
-        document, made_points = self._document(record, sandbox, image)
+        sources = self._stage(record, bundle)
+        document, made_points = self._document(record, sandbox, image, sources)
         (bundle / "config.json").write_bytes(msgspec.json.encode(document))
         argv = self._monitor_argv(record, bundle)
         waiting = await monitor.spawn(self.runtime, argv, bundle, lambda pid: self._groups.enter("conmon", pid))
@@ -135,6 +137,13 @@ class Runs:
         """Take away a run's mount, bundle and exit file; nothing if they are not there."""
         bundle = self._paths.bundle(id)
         mounts.unmount(str(bundle / "rootfs"))
+        for staged in sorted(bundle.glob(f"{STAGED}*")):  # somebody's files: never delete what is still mounted
+            while mounts.unmount(str(staged)):
+                pass
+            try:
+                staged.rmdir() if staged.is_dir() else staged.unlink()
+            except OSError as error:
+                raise Broken(f"{staged}: it is to be an empty mount point: {error.strerror}") from error
         with suppress(FileNotFoundError):
             await asyncio.to_thread(shutil.rmtree, bundle)
         (self._paths.exits / id).unlink(missing_ok=True)
@@ -171,6 +180,29 @@ class Runs:
         """Read `process` of the running container's runtime-spec."""
         return msgspec.json.decode((self._paths.bundle(id) / "config.json").read_bytes())["process"]
 
+    def _stage(self, record: ContainerRecord, bundle: Path) -> dict[str, str]:
+        """Bind those sources once more that the runtime could not see where it runs.
+
+        Its mount namespace was copied when the engine started (see host/spawn.py): what was mounted later it sees only on
+        shared mounts, as the run directory is.
+        """
+        binds = [mount.source for mount in record.spec.mounts if mount.kind == "bind"]
+        if not binds or not self.runtime.spawner.is_masked:
+            return {}
+        points = mounts.table()
+        staged: dict[str, str] = {}
+        for source in dict.fromkeys(binds):
+            if mounts.containing(os.path.realpath(source), points).shared:
+                continue
+            target = bundle / f"{STAGED}{len(staged)}"
+            if os.path.isdir(source):
+                target.mkdir()
+            else:
+                target.touch()
+            mounts.bind(source, str(target), recursive=True)
+            staged[source] = str(target)
+        return staged
+
     def _was_oom(self, record: ContainerRecord, sandbox: SandboxRecord | None) -> bool:
         if (self._paths.bundle(record.id) / "oom").exists():
             return True
@@ -206,7 +238,11 @@ class Runs:
         return argv
 
     def _document(
-        self, record: ContainerRecord, sandbox: SandboxRecord, image: Mapping[str, Any]
+        self,
+        record: ContainerRecord,
+        sandbox: SandboxRecord,
+        image: Mapping[str, Any],
+        sources: Mapping[str, str],
     ) -> tuple[dict[str, Any], Sequence[str]]:
         spec = record.spec
         root = self._paths.bundle(record.id) / "rootfs"
@@ -240,6 +276,7 @@ class Runs:
                 for mount in spec.mounts
                 if mount.kind == "volume"
             },
+            sources=sources,
             capabilities=held,
             seccomp=rules,
             seccomp_filter=filter_text,

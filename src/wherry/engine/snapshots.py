@@ -20,8 +20,8 @@ from pathlib import Path
 from wherry.content.digests import parse_digest
 from wherry.content.protocol import Content, Digest
 from wherry.content.unpack_child import unpack
-from wherry.engine import trash
 from wherry.engine.paths import Paths
+from wherry.engine.trash import Trash
 from wherry.errors import Broken, Damaged, NotFound
 from wherry.host import engine_calls, mounts, processes
 
@@ -38,8 +38,9 @@ BASE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
 class Snapshots:
     """The unpacked layers of one engine."""
 
-    def __init__(self, paths: Paths, content: Content) -> None:
+    def __init__(self, paths: Paths, content: Content, trash: Trash) -> None:
         self._paths = paths
+        self._trash = trash
         self._content = content
         self._locks: dict[str, asyncio.Lock] = {}
         self._slots = asyncio.Semaphore(PARALLEL)
@@ -54,9 +55,9 @@ class Snapshots:
             (base / name).touch(mode=0o644)
         for entry in list(os.scandir(self._paths.snapshots)):
             if entry.name.startswith("making-"):
-                trash.put(self._paths, Path(entry.path))
+                self._trash.put(Path(entry.path))
             elif entry.name.endswith(".new") and Path(entry.path).read_text() != self._boot_id:
-                trash.put(self._paths, Path(entry.path.removesuffix(".new")))
+                self._trash.put(Path(entry.path.removesuffix(".new")))
                 Path(entry.path).unlink()
 
     async def ensure(self, layers: Sequence[tuple[Digest, str]], what: str) -> None:
@@ -95,7 +96,7 @@ class Snapshots:
             if entry.name.endswith(".new"):
                 Path(entry.path).unlink(missing_ok=True)
             else:
-                trash.put(self._paths, Path(entry.path))
+                self._trash.put(Path(entry.path))
                 self._locks.pop(name, None)
                 gone += 1
         return gone

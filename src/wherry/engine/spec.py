@@ -66,8 +66,9 @@ class Place:
 
     `namespaces` are paths by kind (network, ipc, uts, pid); a kind that is not there is new if it is in `fresh`, else the
     machine's. `files` are paths on the machine by their target (/etc/hosts ...). `shm` is the sandbox's shared memory, or ""
-    for one of its own. `volumes` are paths by volume name. `seccomp_filter` is
-    the compiled filter (base64) for a runtime that takes one; then `seccomp` is not written out.
+    for one of its own. `volumes` are paths by volume name; `sources` are other paths to the sources of binds, where those
+    cannot be used as they are. `seccomp_filter` is the compiled filter (base64) for a runtime that takes one; then
+    `seccomp` is not written out.
     """
 
     root: str
@@ -79,6 +80,7 @@ class Place:
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     shm: str = ""
     volumes: Mapping[str, str] = field(default_factory=dict[str, str])
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
     capabilities: Sequence[str] = ()
     seccomp: Mapping[str, Any] | None = None
     seccomp_filter: str = ""
@@ -354,7 +356,7 @@ def _own_mount(spec: ContainerSpec, mount: Mount, place: Place) -> dict[str, Any
         case "bind":
             if not mount.source.startswith("/"):
                 raise Invalid(f"container {spec.name}: mount source {mount.source!r} is not an absolute path")
-            source = mount.source
+            source = place.sources.get(mount.source, mount.source)
         case "volume":
             source = place.volumes[mount.source]
         case _:

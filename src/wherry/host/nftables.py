@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -45,8 +46,9 @@ class Nft:
         self.close()
 
     def close(self) -> None:
-        """Let go of the library's context and end the thread."""
-        self._thread.submit(self._free).result()
+        """Let go of the library's context and end the thread. May be repeated."""
+        with suppress(RuntimeError):  # the thread has ended
+            self._thread.submit(self._free).result()
         self._thread.shutdown(wait=True)
 
     async def run(self, commands: str) -> None:

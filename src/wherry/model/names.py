@@ -26,18 +26,10 @@ _wildcard = re.compile(_WILDCARD).fullmatch
 _port_letters = re.compile("[-a-z0-9]+").fullmatch
 
 
-def _regex_sentence(sentence: str, pattern: str, *examples: str) -> str:
-    said = " or ".join(f"'{example}'" for example in examples)
-    return f"{sentence} (e.g. {said}, regex used for validation is '{pattern}')"
-
-
-_LABEL_1123_SENTENCE = _regex_sentence(
-    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', "
-    "and must start and end with an alphanumeric character",
-    _LABEL_1123,
-    "my-name",
-    "123-abc",
-).replace("'my-name' or '123-abc'", "'my-name',  or '123-abc'")
+_LABEL_1123_SENTENCE = (
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with "
+    f"an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '{_LABEL_1123}')"
+)
 _SUBDOMAIN_SENTENCE = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', "
     f"and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
@@ -69,20 +61,17 @@ _WILDCARD_SENTENCE = (
 
 
 def _too_long(most: int) -> str:
-    return f"must be no more than {most} characters"
+    return f"must be no more than {most} bytes"
 
 
 def dns_label(text: str) -> list[str]:
-    """Check an RFC 1123 label: the name of a namespace, a container, a volume."""
+    """Check an RFC 1123 label: the name of a namespace, a service, a container, a volume."""
     wrong: list[str] = []
     if len(text) > 63:
         wrong.append(_too_long(63))
     if not _label_1123(text):
-        wrong.append(_SUBDOMAIN_HINT if _subdomain_1123(text) else _LABEL_1123_SENTENCE)
+        wrong.append("must not contain dots" if _subdomain_1123(text) else _LABEL_1123_SENTENCE)
     return wrong
-
-
-_SUBDOMAIN_HINT = "must not contain dots"
 
 
 def dns_subdomain(text: str) -> list[str]:
@@ -96,7 +85,7 @@ def dns_subdomain(text: str) -> list[str]:
 
 
 def dns_1035_label(text: str) -> list[str]:
-    """Check an RFC 1035 label: the name of a service."""
+    """Check an RFC 1035 label: the names and versions of custom resources."""
     wrong: list[str] = []
     if len(text) > 63:
         wrong.append(_too_long(63))
@@ -164,10 +153,7 @@ def env_name(text: str) -> list[str]:
     if not text:
         return ["environment variable name must be at least 1 character"]
     if any(not " " <= letter <= "~" or letter == "=" for letter in text):
-        return [
-            "a valid environment variable name must consist only of printable ASCII characters other than '=' "
-            "(regex used for validation is '^[ -<>-~]+$')"
-        ]
+        return ["a valid environment variable name must consist only of printable ASCII characters other than '='"]
     return []
 
 

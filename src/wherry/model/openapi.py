@@ -184,7 +184,7 @@ def _add_paths(paths: Object, kind: Kind) -> None:
     collection = _item(kind, [verb for verb in kind.verbs if verb in _COLLECTION_VERBS], gvk, kind.definition)
     paths[kind.path(where)] = {**collection, "parameters": list(_parameters(kind, named=False))}
     if kind.namespaced and "list" in kind.verbs:
-        paths[kind.path()] = _item(kind, ["list"], gvk, kind.definition)
+        paths[kind.path()] = _item(kind, ["list"], gvk, kind.definition, suffix="ForAllNamespaces")
     single = [verb for verb in kind.verbs if verb in _ACTIONS and verb not in _COLLECTION_VERBS]
     if single:
         named = list(_parameters(kind, named=True))
@@ -195,18 +195,19 @@ def _add_paths(paths: Object, kind: Kind) -> None:
             paths[kind.path(where, "{name}", part.name)] = {**item, "parameters": named}
 
 
-def _item(kind: Kind, verbs: list[str], gvk: Object, body: str, part: Subresource | None = None) -> Object:
+def _item(
+    kind: Kind, verbs: list[str], gvk: Object, body: str, part: Subresource | None = None, suffix: str = ""
+) -> Object:
     made: Object = {}
     for verb in verbs:
         method, action = _ACTIONS[verb]
         if part is not None and part.name in _CONNECTED:
             action = "connect"
-        made[method] = _operation(kind, verb, action, gvk, body, part)
+        made[method] = _operation(kind, verb, action, gvk, body, part.name.capitalize() if part is not None else suffix)
     return made
 
 
-def _operation(kind: Kind, verb: str, action: str, gvk: Object, body: str, part: Subresource | None) -> Object:
-    suffix = part.name.capitalize() if part is not None else ""
+def _operation(kind: Kind, verb: str, action: str, gvk: Object, body: str, suffix: str) -> Object:
     answer = _STATUS if action in ("delete", "deletecollection") else body + ("List" if action == "list" else "")
     made: Object = {
         "operationId": f"{verb}{kind.group.partition('.')[0].capitalize() or 'Core'}"

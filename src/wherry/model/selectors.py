@@ -299,7 +299,7 @@ class FieldSelector:
             if condition is None:
                 raise BadRequest(f"invalid selector: '{text}'; can't understand '{term}'")
             if fields is not None and condition.field not in fields:
-                raise BadRequest(f"field label not supported: {condition.field}")
+                raise BadRequest(_unsupported(condition.field, fields))
             found.append(condition)
         return cls(tuple(found))
 
@@ -313,6 +313,12 @@ class FieldSelector:
 
     def __str__(self) -> str:
         return ",".join(f"{one.field}{'=' if one.equal else '!='}{_escape(one.value)}" for one in self.conditions)
+
+
+def _unsupported(field: str, fields: Sequence[str]) -> str:
+    if tuple(fields) == ("metadata.name", "metadata.namespace"):
+        return f'"{field}" is not a known field selector: only "metadata.name", "metadata.namespace"'
+    return f"field label not supported: {field}"
 
 
 def _terms(text: str) -> list[str]:

@@ -67,6 +67,13 @@ class NodeNamespace:
             raise
         return made
 
+    async def check(self) -> bool:
+        """Put the table and Docker's rules back where somebody flushed them (for a `Guard`); True when it was so."""
+        is_there = nodes_table_name(self._instance, self._number) in await _tables_of(self._instance, self._nft)
+        if not is_there:
+            await self._nft.run(nodes_table(self._instance, self._number, self._addresses[1], self._local))
+        return await DockerUser(self._nft, self._instance).ensure() or not is_there
+
     async def remove(self) -> None:
         """Take the link, its rules and the namespace away. Processes inside keep a namespace without links."""
         name = ranges.node_link(self._instance, self._number)

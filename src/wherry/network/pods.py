@@ -3,8 +3,8 @@
 There is no bridge between pods: each has a point-to-point link, a /32 address, and the node's gateway address as its
 router, so every packet passes the machine's IP layer, and service addresses and rules work between neighbours too.
 
-Who has which address is kept as a file for each address in `directory`, which belongs on /run: after a crash of ours
-the pods are still there and so are the files; after a reboot both are gone.
+Who has which address is kept as a file for each address in `directory`: after a crash of ours the pods are still there
+and so are the files. They are not synced to disk, since a reboot ends all pods: files of another boot count as nothing.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Self
 import msgspec
 
 from wherry.errors import Broken, Unavailable
-from wherry.host import kernel, namespaces, netlink
+from wherry.host import kernel, namespaces, netlink, processes
 from wherry.host.nftables import Nft
 from wherry.network import ranges
 from wherry.network.docker import DockerUser
@@ -36,6 +36,8 @@ POD_LINK_SETTINGS = (("rp_filter", "1"), ("forwarding", "1"), ("route_localnet",
 
 class Record(msgspec.Struct, frozen=True):
     """What one file says. `netns_id`: device and inode of the namespace that the link leads into; `ready`: it does."""
+
+    boot_id: str
 
     owner: str
     address: str
@@ -59,6 +61,7 @@ class LocalPodNetwork:
         self._nft, self._guard = nft, guard
         self._link = ranges.gateway_link(instance, number)
         self._link_index = 0
+        self._boot_id = processes.boot_id()
         self._docker = DockerUser(nft, instance)
         self._records: dict[str, Record] = {}
         self._by_address: dict[str, str] = {}
@@ -85,7 +88,7 @@ class LocalPodNetwork:
     async def start(self) -> None:
         """Make the gateway, routes and rules, or find those of before; take up the pods that are attached."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        self._records = {record.owner: record for record in _load(self._directory)}
+        self._records = {record.owner: record for record in _load(self._directory, self._boot_id)}
         self._by_address = {record.address: record.owner for record in self._records.values()}
         await self._nft.call(self._set_up)
         await self._nft.run(pods_table(self._instance, self._ranges))
@@ -114,7 +117,7 @@ class LocalPodNetwork:
             record = self._records.get(owner)
             if record is not None and record.ready and record.netns_id == identity and self._is_linked(record):
                 return self._attachment(record)
-            begun = Record(owner, record.address if record else self._free_address(), netns, identity)
+            begun = Record(self._boot_id, owner, record.address if record else self._free_address(), netns, identity)
             self._keep(begun)  # before the link is made: after a crash we know what to look for
             try:
                 await namespaces.in_thread_async(lambda: self._connect(begun), f"attach {begun.address}")
@@ -139,7 +142,9 @@ class LocalPodNetwork:
     async def sync_routes(self, wanted: Mapping[str, str]) -> None:
         """Reach other nodes' pods: `wanted` has the node's address by its pod range. Ours is left out by itself.
 
-        A node must be a neighbour on some link of ours: there is no tunnel. Raises Broken after setting all others.
+        A node must be a neighbour on some link of ours: there is no tunnel. From the first call on, what goes to pods
+        of nodes that are not in `wanted` is refused at once; without one it follows the default route (a node in a
+        namespace of this machine sends everything to the machine). Raises Broken after setting all others.
         """
         mine = IPv4Network(self._ranges.node)
         target = {cidr: address for cidr, address in wanted.items() if IPv4Network(cidr) != mine}
@@ -158,7 +163,7 @@ class LocalPodNetwork:
                 [
                     netlink.add_address(self._link_index, f"{self.gateway}/32"),
                     netlink.add_route(self._ranges.services, self._link_index, source=self.gateway),
-                    netlink.add_unreachable(self._ranges.pods),
+                    netlink.add_unreachable(self._ranges.node),
                 ]
             )
             mine = {ranges.pod_link(self._instance, record.address) for record in self._records.values()}
@@ -176,12 +181,14 @@ class LocalPodNetwork:
             prefix = f"{ranges.link_prefix(self._instance)}p"
             net.send([netlink.delete_route(cidr) for cidr in self._routes])
             net.send([netlink.delete_link(link.name) for link in net.links() if link.name.startswith(prefix)])
-            net.send([netlink.delete_link(self._link), netlink.delete_unreachable(self._ranges.pods)])
+            net.send([netlink.delete_link(self._link)])
+            net.send([netlink.delete_unreachable(cidr) for cidr in (self._ranges.node, self._ranges.pods)])
         self._routes = {}
 
     def _set_routes(self, target: Mapping[str, str]) -> list[str]:
         failures: list[str] = []
         with netlink.Netlink() as net:
+            net.send([netlink.add_unreachable(self._ranges.pods)])
             for cidr in [cidr for cidr in self._routes if cidr not in target]:
                 net.send([netlink.delete_route(cidr)])
                 del self._routes[cidr]
@@ -342,7 +349,7 @@ def pods_table(instance: str, node: Ranges) -> str:
     )
 
 
-def _load(directory: str) -> list[Record]:
+def _load(directory: str, boot_id: str) -> list[Record]:
     """Read the files; one that cannot be read is of no attachment that was ever handed out."""
     found: dict[str, Record] = {}
     for name in sorted(os.listdir(directory)):
@@ -354,7 +361,7 @@ def _load(directory: str) -> list[Record]:
             log.warning("%s cannot be read, so it is dropped: %s", path, error)
             _forget(directory, name)
             continue
-        if name != record.address or record.owner in found:
+        if name != record.address or record.owner in found or record.boot_id != boot_id:
             _forget(directory, name)
             continue
         found[record.owner] = record

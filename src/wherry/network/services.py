@@ -162,6 +162,10 @@ def elements_of(items: Iterable[Mapping[str, Any]]) -> Elements:
             words = [str(word) for word in key["concat"]]
             if place >= 0:
                 words[place] = _PROTOCOL_NAMES.get(words[place], words[place])
+            if held["name"].endswith(("backends", "pick")):  # versions of nft write these numbers in several ways
+                words[-1] = flat.slot(_number(words[-1]))
+            if held["name"].endswith("pick"):
+                value = flat.slot(_number(str(value)))
             pairs[" . ".join(words)] = _value(value)
     return found
 
@@ -213,7 +217,8 @@ def _value(value: Any) -> str:
 
 
 def _number(text: str) -> int:
-    if text == "none":
-        return 0
-    high, _, low = text.partition(":")
-    return int(high or "0", 16) << 16 | int(low or "0", 16)
+    """Read a priority as nft writes it: `none`, `root`, `8001:ab`, `8001:`, `:ab` (hexadecimal), or a plain number."""
+    if text in ("none", "root"):
+        return 0 if text == "none" else 0xFFFF_FFFF
+    high, colon, low = text.partition(":")
+    return int(high or "0", 16) << 16 | int(low or "0", 16) if colon else int(text, 0)

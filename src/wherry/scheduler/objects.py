@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from wherry.client.objects import Object, Projected
 from wherry.client.taints import Taint, Toleration
 
@@ -20,7 +22,7 @@ class HostPort(Projected, frozen=True):
     """A port of a container; with `host_port` it takes that port of the node."""
 
     host_port: int = 0
-    host_ip: str = ""
+    host_ip: str = msgspec.field(default="", name="hostIP")
     protocol: str = "TCP"
 
 

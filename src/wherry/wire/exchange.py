@@ -141,7 +141,9 @@ class ClientConnection(asyncio.Protocol):
             except TimeoutError:
                 raise DeadlineExceeded(f"{self._name} did not answer {method} within {head_s:g} s") from None
         except BaseException:
-            if self._exchange is future:  # else the answer was whole, and another exchange may have the connection by now
+            if (
+                self._exchange is future
+            ):  # else the answer was whole, and another exchange may have the connection by now
                 self._finish(reusable=False)
             raise
         return answer, self._stream

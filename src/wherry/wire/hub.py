@@ -120,7 +120,11 @@ class Hub:
             self.tick += 1
             self.date_line = date_line(machine.now())
             for connection in list(self.connections):
-                connection.check()
+                try:
+                    connection.check()
+                except Exception:  # one connection's trouble must not end the time-outs of all
+                    log.exception("checking the time-outs of a connection failed")
+                    connection.transport.abort()
 
     def answer_error(self, request: Request, error: Exception) -> Response:
         """Turn what a handler raised into an answer, by the owner's `on_error` or in the plain envelope."""

@@ -5,12 +5,12 @@ account on the node. Upstream refuses such a pod, and clients lose that race.
 Source: Kubernetes, "Configure Service Accounts for Pods".
 """
 
-import random
 from typing import Any
 
 import msgspec
 
 from wherry.api.admission.call import Call, forbidden
+from wherry.api.strategy import suffix
 from wherry.model.kinds import PODS, SERVICEACCOUNTS
 
 Json = dict[str, Any]
@@ -19,7 +19,6 @@ MOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 ROOT_CA = "kube-root-ca.crt"
 TOKEN_S = 3607
 _DEFAULT = "default"
-_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 
 
 class _Reference(msgspec.Struct, frozen=True):
@@ -63,7 +62,7 @@ def _mount(spec: Json) -> None:
     ]
     if not bare:
         return
-    name = "kube-api-access-" + "".join(random.choices(_LETTERS, k=5))
+    name = "kube-api-access-" + suffix()
     for container in bare:
         mounts: list[Json] = container.get("volumeMounts") or []
         container["volumeMounts"] = [*mounts, {"mountPath": MOUNT_PATH, "name": name, "readOnly": True}]

@@ -16,7 +16,7 @@ _KEPT = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "
 
 _NAMES: Mapping[Kind, Callable[[str], list[str]]] = {
     kinds.NAMESPACES: names.dns_label,
-    kinds.SERVICES: names.dns_1035_label,
+    kinds.SERVICES: names.dns_label,  # may start with a digit since RelaxedServiceNameValidation
     kinds.ROLES: names.path_segment,
     kinds.ROLEBINDINGS: names.path_segment,
     kinds.CLUSTERROLES: names.path_segment,

@@ -80,12 +80,12 @@ def _check_backend(found: Problems, path: str, backend: Object) -> None:
         if not service.get("name"):
             found.required(f"{path}.service.name")
         else:
-            found.all_invalid(f"{path}.service.name", service["name"], names.dns_1035_label(service["name"]))
+            found.all_invalid(f"{path}.service.name", service["name"], names.dns_label(service["name"]))
         port = part(service, "port")
         if port.get("name") and port.get("number"):
             found.invalid(path, "", "cannot set both port name & port number")
         elif port.get("name"):
-            found.all_invalid(f"{path}.service.port.name", port["name"], names.dns_1035_label(port["name"]))
+            found.all_invalid(f"{path}.service.port.name", port["name"], names.port_name(port["name"]))
         elif port.get("number"):
             found.all_invalid(f"{path}.service.port.number", port["number"], names.port_number(port["number"]))
         else:

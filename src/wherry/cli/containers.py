@@ -1,0 +1,385 @@
+"""Commands about containers, in docker's words: run, ps, logs, exec, stop, kill, rm."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from wherry.cli.args import Option, Parsed, Spec, Usage, pair, parse
+from wherry.cli.engine import Refused, Terminal, call, demultiplex, fetch, join, part, show_progress
+
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
+
+RUN = Spec(
+    "run",
+    "Run a command in a new container.",
+    "[OPTIONS] IMAGE [COMMAND] [ARG...]",
+    (
+        Option("detach", "leave it running and print its id", "d", "flag"),
+        Option("interactive", "keep stdin open", "i", "flag"),
+        Option("tty", "give it a terminal", "t", "flag"),
+        Option("rm", "remove it when it has ended", shape="flag"),
+        Option("name", "its name"),
+        Option("env", "NAME=VALUE, or NAME to pass ours on", "e", "many"),
+        Option("env-file", "a file of NAME=VALUE lines", shape="many"),
+        Option("volume", "SOURCE:TARGET[:ro]", "v", "many"),
+        Option("mount", "type=bind,source=S,target=T[,readonly]", shape="many"),
+        Option("tmpfs", "a path kept in memory", shape="many"),
+        Option("workdir", "its working directory", "w"),
+        Option("user", "name or uid[:gid]", "u"),
+        Option("hostname", "its host name", "h"),
+        Option("entrypoint", "in place of the image's"),
+        Option("network", "bridge, host or none", default="bridge"),
+        Option("memory", "limit, such as 64m", "m"),
+        Option("cpus", "limit in cores, such as 0.5"),
+        Option("pids-limit", "limit of processes", shape="number"),
+        Option("label", "KEY=VALUE", "l", "many"),
+        Option("cap-add", "give a capability", shape="many"),
+        Option("cap-drop", "take a capability, or ALL", shape="many"),
+        Option("privileged", "no isolation but namespaces", shape="flag"),
+        Option("read-only", "its root file system is read-only", shape="flag"),
+        Option("security-opt", "no-new-privileges, seccomp=unconfined", shape="many"),
+        Option("restart", "no, always, unless-stopped, on-failure[:N]", default="no"),
+        Option("pull", "missing, always or never", default="missing", choices=("missing", "always", "never")),
+        Option("stop-signal", "signal that ends it"),
+        Option("stop-timeout", "seconds between that signal and SIGKILL", shape="number"),
+        Option("add-host", "NAME:ADDRESS", shape="many"),
+        Option("dns", "a resolver", shape="many"),
+        Option("init", "not supported: refused by name", shape="flag"),
+        Option("publish", "not supported yet: refused by name", "p", "many"),
+    ),
+    least=1,
+    most=None,
+    rest=True,
+    examples=("wherry run --rm web:1 echo hello", "wherry run -d --name web -m 64m web:1"),
+)
+PS = Spec(
+    "ps", "List containers.", "[-a] [-q] [--filter K=V] [--format json]",
+    (
+        Option("all", "also those that do not run", "a", "flag"),
+        Option("quiet", "ids only", "q", "flag"),
+        Option("no-trunc", "whole ids", shape="flag"),
+        Option("filter", "such as name=web, status=exited, label=a=b", "f", "many"),
+        Option("format", "json, or table", default="table", choices=("table", "json")),
+    ),
+)  # fmt: skip
+LOGS = Spec(
+    "logs", "Print the output of a container.", "[-f] [-n N] [-t] CONTAINER",
+    (
+        Option("follow", "go on until it ends", "f", "flag"),
+        Option("tail", "lines from the end", "n", default="all"),
+        Option("timestamps", "with the time of each line", "t", "flag"),
+        Option("since", "seconds since 1970, or RFC 3339"),
+    ),
+    least=1, most=1,
+)  # fmt: skip
+EXEC = Spec(
+    "exec", "Run a command in a running container.", "[-i] [-t] CONTAINER COMMAND [ARG...]",
+    (
+        Option("interactive", "keep stdin open", "i", "flag"),
+        Option("tty", "give it a terminal", "t", "flag"),
+        Option("detach", "do not wait", "d", "flag"),
+        Option("env", "NAME=VALUE", "e", "many"),
+        Option("workdir", "its working directory", "w"),
+        Option("user", "name or uid[:gid]", "u"),
+        Option("privileged", "with all capabilities", shape="flag"),
+    ),
+    least=2, most=None, rest=True,
+)  # fmt: skip
+STOP = Spec(
+    "stop", "Stop containers.", "[-t SECONDS] CONTAINER...",
+    (Option("time", "seconds before SIGKILL", "t", "number"),), least=1, most=None,
+)  # fmt: skip
+KILL = Spec(
+    "kill", "Send a signal to containers.", "[-s SIGNAL] CONTAINER...",
+    (Option("signal", "its name or number", "s", default="KILL"),), least=1, most=None,
+)  # fmt: skip
+RM = Spec(
+    "rm", "Remove containers.", "[-f] CONTAINER...",
+    (Option("force", "kill it first", "f", "flag"), Option("volumes", "with its anonymous volumes", "v", "flag")),
+    least=1, most=None,
+)  # fmt: skip
+
+
+def size_bytes(text: str) -> int:
+    """Read docker's sizes: 64m, 1g, 512k, plain bytes."""
+    units = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    word = (
+        text.lower().removesuffix("ib").removesuffix("b")
+        if len(text) > 1 and text[-2:].lower() != "b"
+        else text.lower()
+    )
+    number, unit = (word[:-1], units[word[-1]]) if word and word[-1] in units else (word, 1)
+    try:
+        return int(float(number) * unit)
+    except ValueError:
+        raise Usage("run", f"size {text!r}: such as 64m, 1g") from None
+
+
+def _environment(args: Parsed) -> list[str]:
+    result: list[str] = []
+    for path in args.many("env-file"):
+        with open(path) as file:
+            lines = (line.strip() for line in file)
+            result += [line for line in lines if line and not line.startswith("#")]
+    for each in args.many("env"):
+        if "=" in each:
+            result.append(each)
+        elif each in os.environ:
+            result.append(f"{each}={os.environ[each]}")
+    return result
+
+
+def _mount(text: str) -> dict[str, Any]:
+    fields = dict(pair(each) for each in text.split(","))
+    names = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+    fields = {names.get(name, name): value for name, value in fields.items()}
+    unknown = set(fields) - {"type", "source", "target", "readonly"}
+    if unknown:
+        raise Usage("run", f"--mount {text!r}: {', '.join(sorted(unknown))} is not supported")
+    return {
+        "Type": fields.get("type", "volume"),
+        "Source": fields.get("source", ""),
+        "Target": fields.get("target", ""),
+        "ReadOnly": "readonly" in fields and fields["readonly"] not in ("false", "0"),
+    }
+
+
+def _body(args: Parsed) -> dict[str, Any]:
+    if args.many("publish"):
+        raise Refused(
+            "--publish: published ports are not supported yet (see SCOPE.md); use a Service, or --network host", 0, 125
+        )
+    if args.flag("init"):
+        raise Refused("--init is not supported yet (see SCOPE.md)", 0, 125)
+    policy, _, count = args.text("restart").partition(":")
+    binds = [
+        os.path.abspath(each) if each.startswith(".") and ":" not in each else _absolute(each)
+        for each in args.many("volume")
+    ]
+    entrypoint = args["entrypoint"]
+    return {
+        "Image": args.words[0],
+        "Cmd": args.words[1:] or None,
+        "Entrypoint": [entrypoint] if entrypoint else None,
+        "Env": _environment(args),
+        "WorkingDir": args.text("workdir"),
+        "User": args.text("user"),
+        "Hostname": args.text("hostname"),
+        "Labels": dict(pair(each) for each in args.many("label")),
+        "Tty": args.flag("tty"),
+        "OpenStdin": args.flag("interactive"),
+        "StdinOnce": args.flag("interactive"),
+        "StopSignal": args.text("stop-signal"),
+        "StopTimeout": args["stop-timeout"],
+        "HostConfig": {
+            "Binds": binds,
+            "Mounts": [_mount(each) for each in args.many("mount")],
+            "Tmpfs": {each.partition(":")[0]: each.partition(":")[2] for each in args.many("tmpfs")},
+            "NetworkMode": args.text("network"),
+            "AutoRemove": args.flag("rm"),
+            "Memory": size_bytes(args.text("memory")) if args["memory"] else 0,
+            "NanoCpus": int(float(args.text("cpus")) * 1e9) if args["cpus"] else 0,
+            "PidsLimit": args["pids-limit"],
+            "CapAdd": args.many("cap-add"),
+            "CapDrop": args.many("cap-drop"),
+            "Privileged": args.flag("privileged"),
+            "ReadonlyRootfs": args.flag("read-only"),
+            "SecurityOpt": args.many("security-opt"),
+            "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(count or 0)},
+            "ExtraHosts": args.many("add-host"),
+            "Dns": args.many("dns"),
+        },
+    }
+
+
+def _absolute(bind: str) -> str:
+    source, colon, rest = bind.partition(":")
+    return f"{os.path.abspath(source)}{colon}{rest}" if source.startswith(".") else bind
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """`wherry run`. Exit codes: the command's, 125 when the engine failed, 126/127 when the command cannot be run."""
+    args = parse(RUN, argv)
+    try:
+        return _run(args)
+    except Refused as error:
+        sys.stderr.write(f"wherry run: {error.message}\n")
+        return _start_code(error)
+
+
+def _start_code(error: Refused) -> int:
+    if "executable file not found" in error.message or "no such file or directory" in error.message.lower():
+        return 127
+    if "permission denied" in error.message.lower() or "is a directory" in error.message.lower():
+        return 126
+    return 125
+
+
+def _pull(image: str) -> None:
+    name, _, tag = image.rpartition(":") if ":" in image.rpartition("/")[2] else (image, "", "latest")
+    sys.stderr.write(f"pulling {image}\n")
+    show_progress(call("POST", "/images/create", query={"fromImage": name, "tag": tag}, timeout_s=None), quiet=True)
+
+
+def _run(args: Parsed) -> int:
+    body = _body(args)
+    query = {"name": args["name"]} if args["name"] else {}
+    if args.text("pull") == "always":
+        _pull(args.words[0])
+    try:
+        made = fetch("POST", "/containers/create", query=query, body=body)
+    except Refused as error:
+        if error.status != 404 or "No such image" not in error.message or args.text("pull") == "never":
+            raise
+        _pull(args.words[0])
+        made = fetch("POST", "/containers/create", query=query, body=body)
+    name = part(made["Id"])
+    if args.flag("detach"):
+        call("POST", f"/containers/{name}/start").close()
+        sys.stdout.write(made["Id"] + "\n")
+        return 0
+    stdin, tty = args.flag("interactive"), args.flag("tty")
+    streams = {"stream": 1, "stdin": int(stdin), "stdout": 1, "stderr": 1}
+    attached = call("POST", f"/containers/{name}/attach", query=streams, headers=UPGRADE, timeout_s=None)
+    condition = "removed" if args.flag("rm") else "next-exit"
+    waiting = call("POST", f"/containers/{name}/wait", query={"condition": condition}, timeout_s=None)
+    try:
+        call("POST", f"/containers/{name}/start").close()
+    except Refused:
+        if args.flag("rm"):
+            call("DELETE", f"/containers/{name}", query={"force": 1}).close()
+        raise
+
+    def resize(rows: int, columns: int) -> None:
+        call("POST", f"/containers/{name}/resize", query={"h": rows, "w": columns}).close()
+
+    _joined(attached, tty=tty, stdin=stdin, resize=resize)
+    import json
+
+    return int(json.loads(waiting.read())["StatusCode"])
+
+
+def _joined(answer: Any, *, tty: bool, stdin: bool, resize: Any) -> None:
+    if tty and sys.stdin.isatty():
+        with Terminal(resize):
+            join(answer, tty=True, stdin=stdin)
+    else:
+        join(answer, tty=tty, stdin=stdin)
+
+
+def exec_command(argv: Sequence[str]) -> int:
+    """`wherry exec`."""
+    args = parse(EXEC, argv)
+    stdin, tty = args.flag("interactive"), args.flag("tty")
+    body = {
+        "Cmd": args.words[1:], "AttachStdin": stdin, "AttachStdout": True, "AttachStderr": True, "Tty": tty,
+        "Env": args.many("env"), "WorkingDir": args.text("workdir"), "User": args.text("user"),
+        "Privileged": args.flag("privileged"),
+    }  # fmt: skip
+    try:
+        made = fetch("POST", f"/containers/{part(args.words[0])}/exec", body=body)
+        headers = {} if args.flag("detach") else UPGRADE
+        started = call(
+            "POST", f"/exec/{made['Id']}/start", body={"Detach": args.flag("detach"), "Tty": tty}, headers=headers,
+            timeout_s=None,
+        )  # fmt: skip
+        if args.flag("detach"):
+            started.close()
+            return 0
+
+        def resize(rows: int, columns: int) -> None:
+            call("POST", f"/exec/{made['Id']}/resize", query={"h": rows, "w": columns}).close()
+
+        _joined(started, tty=tty, stdin=stdin, resize=resize)
+        found = fetch("GET", f"/exec/{made['Id']}/json")
+        return int(found["ExitCode"] or 0)
+    except Refused as error:
+        sys.stderr.write(f"wherry exec: {error.message}\n")
+        return _start_code(error) if error.status == 400 else 1
+
+
+def ps_command(argv: Sequence[str]) -> int:
+    """`wherry ps`."""
+    args = parse(PS, argv)
+    import json
+
+    filters: dict[str, list[str]] = {}
+    for each in args.many("filter"):
+        name, _, value = each.partition("=")
+        filters.setdefault(name, []).append(value)
+    query = {"all": int(args.flag("all")), "filters": json.dumps(filters) if filters else None}
+    found = fetch("GET", "/containers/json", query=query)
+    if args.flag("quiet"):
+        sys.stdout.write("".join(f"{each['Id'] if args.flag('no-trunc') else each['Id'][:12]}\n" for each in found))
+        return 0
+    if args.text("format") == "json":
+        sys.stdout.write("".join(json.dumps(each) + "\n" for each in found))
+        return 0
+    cut = not args.flag("no-trunc")
+    rows = [("CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "NAMES")]
+    for each in found:
+        command = each["Command"]
+        shown = f'"{command[:19] + "…" if cut and len(command) > 20 else command}"'
+        name = ", ".join(one.lstrip("/") for one in each["Names"])
+        rows.append((each["Id"][:12] if cut else each["Id"], each["Image"], shown, each["Status"], name))
+    sys.stdout.write(table(rows))
+    return 0
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns, three spaces apart."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return "".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
+
+
+def logs_command(argv: Sequence[str]) -> int:
+    """`wherry logs`."""
+    args = parse(LOGS, argv)
+    name = part(args.words[0])
+    tty = bool(fetch("GET", f"/containers/{name}/json")["Config"]["Tty"])
+    query = {
+        "stdout": 1, "stderr": 1, "follow": int(args.flag("follow")), "tail": args.text("tail"),
+        "timestamps": int(args.flag("timestamps")), "since": args["since"],
+    }  # fmt: skip
+    answer = call("GET", f"/containers/{name}/logs", query=query, timeout_s=None)
+    demultiplex(answer.chunks(), tty=tty)
+    return 0
+
+
+def _each(names: Sequence[str], verb: str, work: Any) -> int:
+    """Do it for each; go on after a failure, and tell all of them."""
+    code = 0
+    for name in names:
+        try:
+            work(part(name))
+            sys.stdout.write(name + "\n")
+        except Refused as error:
+            sys.stderr.write(f"wherry {verb}: {error.message}\n")
+            code = 1
+    return code
+
+
+def stop_command(argv: Sequence[str]) -> int:
+    """`wherry stop`."""
+    args = parse(STOP, argv)
+    query = {"t": args["time"]}
+    return _each(
+        args.words, "stop", lambda name: call("POST", f"/containers/{name}/stop", query=query, timeout_s=None).close()
+    )
+
+
+def kill_command(argv: Sequence[str]) -> int:
+    """`wherry kill`."""
+    args = parse(KILL, argv)
+    query = {"signal": args.text("signal")}
+    return _each(args.words, "kill", lambda name: call("POST", f"/containers/{name}/kill", query=query).close())
+
+
+def rm_command(argv: Sequence[str]) -> int:
+    """`wherry rm`."""
+    args = parse(RM, argv)
+    query = {"force": int(args.flag("force")), "v": int(args.flag("volumes"))}
+    return _each(args.words, "rm", lambda name: call("DELETE", f"/containers/{name}", query=query).close())

@@ -1,0 +1,261 @@
+"""Commands about images, in docker's words: build, images, pull, push, tag, rmi."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from wherry.cli.args import Option, Spec, Usage, pair, parse
+from wherry.cli.containers import table
+from wherry.cli.engine import Refused, call, fetch, part, show_progress
+
+BUILD = Spec(
+    "build",
+    "Build an image from a Dockerfile. It can be run at once, on every node of the cluster: there is no push or load step.",
+    "[OPTIONS] PATH | -",
+    (
+        Option("file", "the Dockerfile", "f", default="", metavar="PATH"),
+        Option("tag", "a name for the image", "t", "many"),
+        Option("build-arg", "NAME=VALUE for ARG", shape="many"),
+        Option("label", "KEY=VALUE", shape="many"),
+        Option("target", "the stage to end with"),
+        Option("no-cache", "run every step", shape="flag"),
+        Option("quiet", "print only the image's id", "q", "flag"),
+    ),
+    least=1,
+    most=1,
+    examples=("wherry build -t web:1 .", "wherry build -t web:2 --build-arg VERSION=2 -f app/Dockerfile ."),
+)
+IMAGES = Spec(
+    "images", "List images.", "[-q] [NAME]",
+    (
+        Option("quiet", "ids only", "q", "flag"),
+        Option("no-trunc", "whole ids", shape="flag"),
+        Option("format", "json, or table", default="table", choices=("table", "json")),
+    ),
+    most=1,
+)  # fmt: skip
+PULL = Spec(
+    "pull", "Get an image from a registry.", "[-q] NAME[:TAG]", (Option("quiet", "no progress", "q", "flag"),), 1, 1
+)
+PUSH = Spec(
+    "push", "Send an image to a registry.", "[-q] NAME[:TAG]", (Option("quiet", "no progress", "q", "flag"),), 1, 1
+)
+TAG = Spec("tag", "Give an image one more name.", "IMAGE NAME[:TAG]", (), 2, 2)
+RMI = Spec("rmi", "Remove images.", "[-f] IMAGE...", (Option("force", "all its names", "f", "flag"),), 1, None)
+
+CHUNK_BYTES = 256 * 1024
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Split NAME[:TAG]; the tag is `latest` where none is given, a digest where there is one."""
+    if "@" in text:
+        name, _, digest = text.partition("@")
+        return name, digest
+    name, colon, tag = text.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (text, "latest")
+
+
+class _Pipe:
+    """A file that tarfile writes to and we read from, piece by piece."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self.pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data, self.pieces = b"".join(self.pieces), []
+        return data
+
+
+def context_tar(root: str, dockerfile: str) -> Iterator[bytes]:
+    """The directory as a tar stream; .dockerignore is applied by the builder, which gets it too."""
+    import tarfile
+    from typing import cast
+
+    pipe = _Pipe()
+    archive = tarfile.open(fileobj=cast("IO[bytes]", pipe), mode="w|", format=tarfile.GNU_FORMAT, bufsize=CHUNK_BYTES)
+    skip = _skipped(root)
+    for folder, names, files in os.walk(root):
+        relative = os.path.relpath(folder, root)
+        names[:] = sorted(name for name in names if not skip(os.path.normpath(os.path.join(relative, name))))
+        for name in [*names, *sorted(files)]:
+            path = os.path.join(folder, name)
+            inside = os.path.normpath(os.path.join(relative, name))
+            if os.path.islink(path) or not os.path.isdir(path) or name in names:
+                if not skip(inside) and not _is_socket(path):
+                    archive.add(path, arcname=inside, recursive=False)
+            if len(pipe.pieces) > 4:
+                yield pipe.take()
+    if dockerfile:
+        archive.add(dockerfile, arcname=".wherry.Dockerfile", recursive=False)
+    archive.close()
+    yield pipe.take()
+
+
+def _is_socket(path: str) -> bool:
+    import stat
+
+    return stat.S_ISSOCK(os.lstat(path).st_mode)
+
+
+def _skipped(root: str) -> Any:
+    """What need not be sent: whole directories that .dockerignore names plainly, so that large ones cost nothing."""
+    plain: set[str] = set()
+    try:
+        with open(os.path.join(root, ".dockerignore")) as file:
+            lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
+    except OSError:
+        lines = []
+    if not any(line.startswith("!") for line in lines):
+        plain = {os.path.normpath(line.strip("/")) for line in lines if not set(line) & set("*?[\\")}
+    plain -= {"Dockerfile", ".dockerignore"}
+    return lambda path: path in plain
+
+
+def build_command(argv: Sequence[str]) -> int:
+    """`wherry build`."""
+    args = parse(BUILD, argv)
+    import json
+
+    place = args.words[0]
+    dockerfile, extra = args.text("file"), ""
+    if place == "-":
+        context: Iterator[bytes] = iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b"")
+    else:
+        if not os.path.isdir(place):
+            raise Usage("build", f"{place}: not a directory")
+        if dockerfile:
+            inside = os.path.relpath(os.path.abspath(dockerfile), os.path.abspath(place))
+            if inside.startswith(".."):
+                extra, dockerfile = dockerfile, ".wherry.Dockerfile"
+            else:
+                dockerfile = inside
+            if not os.path.isfile(extra or os.path.join(place, dockerfile)):
+                raise Refused(f"{args.text('file')}: no such Dockerfile", 0)
+        elif not os.path.isfile(os.path.join(place, "Dockerfile")):
+            raise Refused(f"{place}: no Dockerfile there; -f names another", 0)
+        context = context_tar(place, extra)
+    query = {
+        "t": args.many("tag"),
+        "dockerfile": dockerfile or "Dockerfile",
+        "buildargs": json.dumps(dict(_pair(each) for each in args.many("build-arg"))),
+        "labels": json.dumps(dict(pair(each) for each in args.many("label"))),
+        "target": args["target"],
+        "nocache": int(args.flag("no-cache")),
+    }
+    answer = call(
+        "POST", "/build", query=query, data=context, headers={"Content-Type": "application/x-tar"}, timeout_s=None
+    )
+    aux = show_progress(answer, quiet=args.flag("quiet"))
+    if args.flag("quiet"):
+        sys.stdout.write(str(aux.get("ID", "")) + "\n")
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    return (name, value) if equals else (name, os.environ.get(name, ""))
+
+
+def images_command(argv: Sequence[str]) -> int:
+    """`wherry images`."""
+    args = parse(IMAGES, argv)
+    import json
+
+    filters = json.dumps({"reference": [args.words[0]]}) if args.words else None
+    found = fetch("GET", "/images/json", query={"filters": filters})
+    if args.text("format") == "json":
+        sys.stdout.write("".join(json.dumps(each) + "\n" for each in found))
+        return 0
+
+    def short(id: str) -> str:
+        return id if args.flag("no-trunc") else id.removeprefix("sha256:")[:12]
+
+    if args.flag("quiet"):
+        sys.stdout.write("".join(short(each["Id"]) + "\n" for each in found))
+        return 0
+    rows = [("REPOSITORY", "TAG", "IMAGE ID", "SIZE")]
+    for each in found:
+        for name in each["RepoTags"]:
+            repository, _, tag = name.rpartition(":")
+            rows.append((repository, tag, short(each["Id"]), human(each["Size"])))
+    sys.stdout.write(table(rows))
+    return 0
+
+
+def human(size: int) -> str:
+    """A size as docker shows it: 1.23MB."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.3g}{units[0]}"
+
+
+def pull_command(argv: Sequence[str]) -> int:
+    """`wherry pull`."""
+    args = parse(PULL, argv)
+    name, tag = split_name(args.words[0])
+    answer = call(
+        "POST", "/images/create", query={"fromImage": name, "tag": tag}, headers=auth_header(name), timeout_s=None
+    )
+    show_progress(answer, quiet=args.flag("quiet"))
+    return 0
+
+
+def push_command(argv: Sequence[str]) -> int:
+    """`wherry push`."""
+    args = parse(PUSH, argv)
+    name, tag = split_name(args.words[0])
+    answer = call("POST", f"/images/{part(name)}/push", query={"tag": tag}, headers=auth_header(name), timeout_s=None)
+    show_progress(answer, quiet=args.flag("quiet"))
+    return 0
+
+
+def auth_header(name: str) -> dict[str, str]:
+    """The credentials that docker's own configuration has for the registry of an image."""
+    import base64
+    import json
+
+    host = (
+        name.partition("/")[0]
+        if "/" in name and set(name.partition("/")[0]) & set(".:")
+        else "https://index.docker.io/v1/"
+    )
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            auth = json.load(file).get("auths", {}).get(host, {}).get("auth", "")
+        user, _, password = base64.b64decode(auth).decode().partition(":")
+    except (OSError, ValueError, AttributeError):
+        user = password = ""
+    if not user:
+        return {}
+    value = json.dumps({"username": user, "password": password, "serveraddress": host}).encode()
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(value).decode()}
+
+
+def tag_command(argv: Sequence[str]) -> int:
+    """`wherry tag`."""
+    args = parse(TAG, argv)
+    repository, tag = split_name(args.words[1])
+    call("POST", f"/images/{part(args.words[0])}/tag", query={"repo": repository, "tag": tag}).close()
+    return 0
+
+
+def rmi_command(argv: Sequence[str]) -> int:
+    """`wherry rmi`."""
+    args = parse(RMI, argv)
+    code = 0
+    for name in args.words:
+        try:
+            for line in fetch("DELETE", f"/images/{part(name)}", query={"force": int(args.flag("force"))}):
+                sys.stdout.write("".join(f"{key}: {value}\n" for key, value in line.items()))
+        except Refused as error:
+            sys.stderr.write(f"wherry rmi: {error.message}\n")
+            code = 1
+    return code

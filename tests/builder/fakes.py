@@ -1,0 +1,122 @@
+"""An engine that runs no container: it keeps images as the real one does, and each RUN leaves a file that says what ran."""
+
+import io
+import tarfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from wherry.clock import Clock
+from wherry.content.digests import digest_of
+from wherry.content.names import parse_name
+from wherry.content.oci import OCI_CONFIG, OCI_LAYER_GZIP, Descriptor, manifest_of
+from wherry.content.protocol import Content, Digest
+from wherry.engine.types import Container, ContainerSpec, Exit, Image, LogLine, State
+from wherry.errors import Broken, NotFound
+
+
+@dataclass
+class FakeEngine:
+    """The part of the engine that a builder uses. `fails` maps the last word of a command to an exit code."""
+
+    content: Content
+    clock: Clock
+    fails: dict[str, int] = field(default_factory=dict[str, int])
+    named: dict[str, Image] = field(default_factory=dict[str, Image])
+    unnamed: dict[str, Image] = field(default_factory=dict[str, Image])
+    specs: dict[str, ContainerSpec] = field(default_factory=dict[str, ContainerSpec])
+    ran: list[ContainerSpec] = field(default_factory=list[ContainerSpec])
+    upstream: dict[str, Image] = field(default_factory=dict[str, Image])
+
+    async def image(self, ref: str) -> Image:
+        found = self.unnamed.get(ref) or self.named.get(ref)
+        if found is None and not ref.startswith("sha256:"):
+            found = self.named.get(str(parse_name(ref)))
+        if found is None:
+            raise NotFound(f"image {ref}: not on this machine")
+        return found
+
+    async def images(self) -> Sequence[Image]:
+        return [*self.named.values(), *self.unnamed.values()]
+
+    async def pull(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> Image:
+        if ref not in self.upstream:
+            raise NotFound(f"no image {ref} in the registry")
+        self.named[ref] = self.upstream[ref]
+        return self.upstream[ref]
+
+    async def commit_image(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
+        assert len(config["rootfs"]["diff_ids"]) == len(layers)
+        described: list[Descriptor] = []
+        for layer in layers:
+            blob = await self.content.stat(Digest(layer))
+            assert blob is not None
+            described.append(Descriptor(OCI_LAYER_GZIP, blob.digest, blob.size_bytes))
+        lease = await self.content.lease(seconds=600)
+        data = await self.content.put(msgspec.json.encode(config), lease=lease)
+        manifest = await self.content.put(
+            manifest_of(Descriptor(OCI_CONFIG, data.digest, data.size_bytes), described), lease=lease
+        )
+        image = Image(data.digest, manifest.digest, list(names), config, 0, self.clock.now(), list(layers))
+        for name in names:
+            await self.content.release(f"image/{name}")
+            await self.content.hold(f"image/{name}", manifest.digest)
+            self.named[name] = image
+        if not names:
+            await self.content.hold(f"image/{manifest.digest}", manifest.digest)
+            self.unnamed[image.id] = image
+        await self.content.end_lease(lease)
+        return image
+
+    async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
+        image = self.unnamed.pop(ref, None)
+        if image is None:
+            raise NotFound(ref)
+        await self.content.release(f"image/{image.digest}")
+        return []
+
+    async def create(self, spec: ContainerSpec) -> Container:
+        await self.image(spec.image)
+        self.specs[spec.id] = spec
+        return self._container(spec)
+
+    def _container(self, spec: ContainerSpec) -> Container:
+        return Container(spec.id, spec.name, spec, spec.image, State.CREATED, self.clock.now())
+
+    async def containers(self) -> Sequence[Container]:
+        return [self._container(spec) for spec in self.specs.values()]
+
+    async def start(self, ref: str) -> None:
+        spec = self.specs[ref]
+        if (spec.entrypoint or [""])[0] == "/absent":
+            raise Broken("exec: /absent: no such file")
+        self.ran.append(spec)
+
+    async def wait(self, ref: str) -> Exit:
+        word = (self.specs[ref].entrypoint or [""])[-1].split()[-1]
+        return Exit(self.fails.get(word, 0), self.clock.now())
+
+    async def logs(
+        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
+    ) -> AsyncIterator[LogLine]:
+        yield LogLine(self.clock.now(), "stdout", b"ran %s\n" % (self.specs[ref].entrypoint or [""])[-1].encode())
+
+    async def diff_layer(self, ref: str) -> tuple[Digest, str, int]:
+        spec = self.specs[ref]
+        out = io.BytesIO()
+        image = await self.image(spec.image)
+        said = msgspec.json.encode(
+            [spec.entrypoint, image.config["config"]["Env"], len(image.layers), self.clock.now()]
+        )
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            info = tarfile.TarInfo(f"ran-{len(self.ran)}")
+            info.size = len(said)
+            archive.addfile(info, io.BytesIO(said))
+        lease = await self.content.lease(seconds=60)
+        blob = await self.content.put(out.getvalue(), lease=lease)
+        return blob.digest, digest_of(out.getvalue()), blob.size_bytes
+
+    async def remove(self, ref: str, *, force: bool = False) -> None:
+        del self.specs[ref]

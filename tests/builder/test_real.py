@@ -1,0 +1,100 @@
+"""Builds on the real engine: real containers run the commands, and the image that comes out runs."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.engine.boxes import BUSYBOX, Place, run
+
+from wherry.builder.progress import BuildEvent
+from wherry.builder.service import Builder
+from wherry.clock import RealClock
+from wherry.engine.local import LocalEngine
+from wherry.engine.types import ContainerSpec, SandboxSpec
+from wherry.errors import Invalid
+
+pytestmark = pytest.mark.root
+
+DOCKERFILE = """
+FROM scratch AS tools
+COPY busybox /bin/
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+
+FROM tools AS build
+ARG GREETING=hello
+WORKDIR /src
+COPY old ./old
+RUN echo "$GREETING from $PWD" > greeting && rm old && mkdir d && ln greeting d/hard && chmod 4711 d/hard
+USER 1000:1000
+RUN id > /tmp/who || id -u > /src/none; id -u
+
+FROM tools
+COPY --from=build /src /app
+COPY old /etc/old
+RUN rm /etc/old && echo root:x:0:0::/:/bin/sh > /etc/passwd
+ENV NAME=world
+ENTRYPOINT ["/bin/sh", "-c"]
+CMD ["cat /app/greeting; echo $NAME; ls /app; ls /etc | grep -v host | grep -v resolv"]
+"""
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[tuple[Builder, LocalEngine, Path]]:
+    place = Place(tmp_path)
+    content = place.content()
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "busybox").write_bytes(Path(BUSYBOX).read_bytes())
+    (context / "busybox").chmod(0o755)
+    (context / "old").write_text("old")
+    async with place.engine(content) as engine:
+        builder = Builder(engine, content, tmp_path / "builder", clock=RealClock(), network="none")
+        await builder.start()
+        yield builder, engine, context
+        await builder.close()
+        assert await engine.containers() == []
+        assert [image for image in await engine.images() if not image.names] == []
+    await content.close()
+    left = place.leftovers()
+    place.clear()
+    assert left == []
+
+
+async def test_an_image_is_built_and_runs(yard: tuple[Builder, LocalEngine, Path]) -> None:
+    builder, engine, context = yard
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    events: list[BuildEvent] = []
+    image = await builder.build(context, tags=["web:1"], progress=events.append)
+    made = ContainerSpec(name="web", image="web:1", sandbox_spec=SandboxSpec(id="", hostname="web", network="none"))
+    code, text = await run(engine, made)
+    assert code == 0
+    assert text.splitlines() == ["hello from /src", "world", "d", "greeting", "passwd"]
+    code, text = await run(engine, replace(made, command=["stat -c '%a %u' /app/d/hard"]))
+    assert (code, text.split()) == (0, ["4711", "0"])
+    said = "".join(event.text for event in events if event.kind == "output" and event.stream == "stdout")
+    assert "1000" in said
+    assert len(image.layers) == 5
+    events.clear()
+    again = await builder.build(context, tags=["web:2"], args={"GREETING": "hello"}, progress=events.append)
+    assert again.id == image.id
+    assert not [event for event in events if event.kind == "output"]
+    changed = await builder.build(context, tags=["web:3"], args={"GREETING": "moin"}, progress=events.append)
+    assert changed.id != image.id
+    _, text = await run(engine, replace(made, image="web:3"))
+    assert text.splitlines()[0] == "moin from /src"
+
+
+async def test_a_command_that_fails_leaves_nothing(yard: tuple[Builder, LocalEngine, Path]) -> None:
+    builder, _, context = yard
+    (context / "Dockerfile").write_text(
+        'FROM scratch\nCOPY busybox /bin/\nRUN ["/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]\n'
+    )
+    events: list[BuildEvent] = []
+    with pytest.raises(Invalid, match=r"Dockerfile:3: the command returned a non-zero exit code: 7"):
+        await builder.build(context, progress=events.append)
+    said = {(event.stream, event.text) for event in events if event.kind == "output"}
+    assert said == {("stdout", "out\n"), ("stderr", "err\n")}
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY busybox /bin/\nRUN true\n")
+    with pytest.raises(Invalid, match=r"Dockerfile:3: /bin/sh cannot be run"):
+        await builder.build(context)
