@@ -86,6 +86,10 @@ def _tree() -> bytes:
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             if applet != "busybox":
                 archive.addfile(link)
+        for name in ("lib", "lib64"):  # with the host's /usr as a volume, its programs run in here too
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            archive.addfile(link)
     return buffer.getvalue()
 
 

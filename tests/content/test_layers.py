@@ -195,7 +195,7 @@ async def test_a_hostile_layer_stays_inside(tmp_path: Path, name: str, rows: lis
             await unpack(put(tmp_path, tar(made)), target)
         else:
             unpack_here(put(tmp_path, tar(made)), target)
-    except Invalid:
+    except (Invalid, Broken):  # Broken: without root nothing can be marked opaque
         pass
     assert sorted(path.name for path in outside.iterdir()) == ["secret"]
     assert (outside / "secret").read_text() == "secret"

@@ -136,6 +136,7 @@ async def remove_node(instance: Instance, plan: Plan, node: NodePlan) -> None:
     """Take the network of one node that stands apart away."""
     if not node.apart or not is_root():
         return
+    from wherry.host import mounts
     from wherry.host.nftables import Nft
     from wherry.network.machines import NodeNamespace
 
@@ -146,10 +147,12 @@ async def remove_node(instance: Instance, plan: Plan, node: NodePlan) -> None:
         ).remove()  # fmt: skip
 
 
-async def cut(instance: Instance, plan: Plan, node: NodePlan) -> None:
-    """Cut a node's links, as a power cut would; of a node that stands apart the one link, else its pods' links."""
+async def cut(instance: Instance, node: NodePlan) -> None:
+    """Cut the link of a node that stands apart, as a power cut would."""
     if node.apart:
-        await remove_node(instance, plan, node)
+        from wherry.network import machines
+
+        await machines.cut(instance.id, node.index)
 
 
 async def remove_all(instance: Instance, plan: Plan | None) -> None:

@@ -353,7 +353,7 @@ def kill_node(instance: Instance, name: str, *, say: Say) -> None:
     if node is None:
         raise NotFound(f"no real node {name}; there are {', '.join(each.name for each in plan.nodes if each.real)}")
     ask(instance.warden_socket, {"op": "kill", "name": name, "all": True, "forever": True})
-    asyncio.run(networks.cut(instance, plan, node))
+    asyncio.run(networks.cut(instance, node))
     say(f"node {name} is dead: its processes and links are gone; `wherry node remove {name}` clears it away")
 
 

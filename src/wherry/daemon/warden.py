@@ -34,6 +34,7 @@ BACKOFF_MOST_S = 10.0
 HEALTHY_AFTER_S = 10.0
 CLONE_NEWNET = 0x40000000
 TERM_GRACE_S = 15.0
+CLIENTS_MOST = 64
 
 
 class Role:
@@ -48,6 +49,7 @@ class Role:
         self.due = 0.0
         self.backoff = BACKOFF_FIRST_S
         self.stopping = False
+        self.asked = False
         self.last_exit: int | None = None
         self.fenced = 0
 
@@ -120,6 +122,12 @@ class Role:
             "name": self.name, "pid": self.pid, "state": state, "starts": self.starts,
             "last_exit": self.last_exit, "fenced": self.fenced,
         }  # fmt: skip
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal; nothing where it does not run."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, number)
 
 
 def kill_cgroup(path: str | None) -> None:
@@ -229,11 +237,18 @@ class Warden:
                 self.fence(role)
             if not role.pid and not role.stopping and not self.ending and now >= role.due:
                 role.start()
+        if self.ending == "stop":
+            self.stop_next()
         if self.ending and now > self.deadline:
             for role in self.roles.values():
-                if role.pid:
-                    with contextlib.suppress(OSError):
-                        os.kill(role.pid, signal.SIGKILL)
+                role.signal(signal.SIGKILL)
+
+    def stop_next(self) -> None:
+        """Ask the first role of the plan, the server, to stop when all others, which speak to it, have ended."""
+        first, *others = self.roles.values()
+        if first.pid and not first.asked and not any(role.pid for role in others):
+            first.asked = True
+            first.signal(signal.SIGTERM)
 
     def fence(self, role: Role) -> None:
         """A silent agent's pods will be replaced elsewhere: nothing of the node may go on running here."""
@@ -244,24 +259,28 @@ class Warden:
                 os.unlink(role.plan["heartbeat"])
 
     def end(self, how: str) -> None:
-        """Stop all roles in order (SIGTERM, later SIGKILL); then leave, or sweep."""
-        if self.ending:
+        """Stop all roles in order (SIGTERM, later SIGKILL); then leave, or sweep. A sweep overtakes a stop."""
+        if self.ending == how or self.ending == "sweep":
             return
         self.ending = how
         self.deadline = monotonic() + (TERM_GRACE_S if how == "stop" else 0.0)
-        for role in self.roles.values():
+        for number, role in enumerate(self.roles.values()):
             role.stopping = True
-            if role.pid:
-                with contextlib.suppress(OSError):
-                    os.kill(role.pid, signal.SIGTERM if how == "stop" else signal.SIGKILL)
-                if how == "sweep":
-                    kill_cgroup(role.plan.get("cgroup"))
+            if how == "sweep":
+                role.signal(signal.SIGKILL)
+                kill_cgroup(role.plan.get("cgroup"))
+            elif number:
+                role.asked = True
+                role.signal(signal.SIGTERM)
 
     def accept(self, listener: socket.socket, poll: select.poll) -> None:
         """Take a control connection."""
         with contextlib.suppress(BlockingIOError):
             client, _ = listener.accept()
-            client.settimeout(2.0)
+            if len(self.clients) >= CLIENTS_MOST:
+                client.close()
+                return
+            client.settimeout(0.5)
             self.clients[client.fileno()] = client
             poll.register(client, select.POLLIN | select.POLLHUP)
 
@@ -269,14 +288,18 @@ class Warden:
         """Answer one request line."""
         client = self.clients.pop(fd)
         poll.unregister(fd)
-        with client, contextlib.suppress(OSError, ValueError):
+        with client, contextlib.suppress(OSError):
             line = b""
             while not line.endswith(b"\n") and len(line) < 1 << 20:
                 part = client.recv(65536)
                 if not part:
                     break
                 line += part
-            answer = self.answer(json.loads(line)) if line.strip() else {"error": "empty request"}
+            try:
+                request = json.loads(line)
+                answer = self.answer(request) if isinstance(request, dict) else {"error": "the request is no object"}
+            except (ValueError, RecursionError):
+                answer = {"error": "the request is no line of JSON"}
             client.sendall(json.dumps(answer).encode() + b"\n")
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -285,25 +308,28 @@ class Warden:
         if op == "status":
             return {"pid": os.getpid(), "ending": self.ending, "roles": [role.status() for role in self.roles.values()]}
         if op == "add":
-            role = Role(request["role"])
-            if role.name in self.roles:
-                return {"error": f"role {role.name!r} is already there"}
-            self.roles[role.name] = role
+            plan = request.get("role")
+            if not isinstance(plan, dict) or not all(plan.get(key) for key in ("name", "argv", "env", "log")):
+                return {"error": "a role needs name, argv, env and log"}
+            if plan["name"] in self.roles:
+                return {"error": f"role {plan['name']!r} is already there"}
+            self.roles[plan["name"]] = Role(plan)
             return {"ok": True}
         if op in ("stop", "sweep"):
             self.end(op)
             return {"ok": True}
-        if op in ("remove", "kill") and name in self.roles:
+        if op in ("remove", "kill") and isinstance(name, str) and name in self.roles:
             role = self.roles[name]
             if op == "kill":
                 if request.get("forever"):
                     role.stopping = True
-                kill_cgroup(role.plan.get("cgroup")) if request.get("all") else role.pid and os.kill(role.pid, 9)
+                if request.get("all"):
+                    kill_cgroup(role.plan.get("cgroup"))
+                role.signal(signal.SIGKILL)
                 return {"ok": True}
             role.stopping = True
             if role.pid:
-                with contextlib.suppress(OSError):
-                    os.kill(role.pid, signal.SIGTERM)
+                role.signal(signal.SIGTERM)
                 return {"ok": True, "pid": role.pid}
             del self.roles[name]
             return {"ok": True, "pid": 0}

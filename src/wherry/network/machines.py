@@ -83,6 +83,12 @@ class NodeNamespace:
         namespaces.remove(self._directory)
 
 
+async def cut(instance: str, number: int) -> None:
+    """Take only the link of a node in a namespace away, as a pulled cable would; nothing if it is not there."""
+    name = ranges.node_link(instance, number)
+    await namespaces.in_thread_async(lambda: _delete_link(name), f"cut {name}")
+
+
 def nodes_table_name(instance: str, number: int) -> str:
     """Name the table that masks a node in a namespace towards the world."""
     return f"wherry-{instance}-node{number}"
