@@ -111,7 +111,9 @@ class TestReal:
         await engine.remove(made.id)
 
     async def test_rotation_while_following_loses_nothing(self, engine: LocalEngine) -> None:
-        script = "i=0; while test $i -lt 3000; do echo line $i; i=$((i+1)); done"
+        script = (
+            "i=0; while test $i -lt 3000; do echo line $i; i=$((i+1)); test $((i % 300)) = 0 && usleep 9000; done; true"
+        )
         made = await engine.create(spec("/bin/sh", "-c", script, log_max_bytes=20_000, log_max_files=20))
         path = Path(engine.log_path(made.id))
         record = engine._containers.lives.find(made.id).record  # pyright: ignore[reportPrivateUsage]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from wherry import config
 from wherry.cli.args import Option, Spec, Usage, parse
 from wherry.daemon.instance import DEFAULT_ROOT, Instance
 
@@ -15,23 +16,25 @@ UP = Spec(
     "Start an instance and return when the API and all its nodes are ready. Without root, use --simulated.",
     "[--detach] [--nodes N] [--simulated N] [--root DIR]",
     (
-        ROOT,
+        Option("root", "directory of the instance's state [default: /var/lib/wherry]", metavar="DIR"),
         Option(
             "detach", "return when ready; without it, stay in front until Ctrl-C and then stop everything", "d", "flag"
         ),
         Option(
             "nodes", "real nodes; the second and later ones live in network namespaces of their own", shape="number"
         ),
-        Option("simulated", "simulated nodes, whose pods only seem to run", shape="number", default=0),
-        Option(
-            "profile", "times of failure detection", default="default", choices=("default", "fast-failover"), env=True
-        ),
-        Option("durability", "what an answered write survives", default="full", choices=("full", "test")),
-        Option("timeout", "seconds to wait for readiness", shape="number", default=60),
+        Option("simulated", "simulated nodes, whose pods only seem to run", shape="number"),
+        Option("profile", "times of failure detection", choices=("default", "fast-failover")),
+        Option("durability", "what an answered write survives", choices=("full", "test")),
+        Option("timeout", "seconds to wait for readiness [default: 60]", shape="number"),
         Option("owner-fd", "end everything when this file descriptor closes", shape="number"),
     ),
     examples=("wherry up --detach --nodes 2", "wherry up --simulated 3 --root ./scratch", "eval $(wherry env)"),
 )
+CONFIG = Spec(
+    "config", "Show the settings that `wherry up` would use, each with where it comes from.", "[-o json]",
+    (Option("output", "form of the answer", "o", default="table", choices=("table", "json")),),
+)  # fmt: skip
 DOWN = Spec(
     "down",
     "Stop an instance: its pods, nodes, networks and processes. Its state stays, unless --purge is given.",
@@ -87,15 +90,17 @@ def up_command(argv: Sequence[str]) -> int:
     args = parse(UP, argv)
     from wherry.daemon import up
 
+    found = {name: each.value for name, each in config.load(args.values).items()}
     is_root = os.geteuid() == 0
-    nodes = args["nodes"] if args["nodes"] is not None else (1 if is_root and not args["simulated"] else 0)
+    simulated = int(found["simulated"] or 0)
+    nodes = int(found["nodes"]) if found["nodes"] is not None else (1 if is_root and not simulated else 0)
     if nodes and not is_root:
         raise Usage("up", "real nodes need root; as a plain user, use --simulated N")
-    if not nodes and not args["simulated"]:
+    if not nodes and not simulated and not Instance.at(str(found["root"])).plan_path.exists():
         raise Usage("up", "no nodes: give --nodes or, as a plain user, --simulated")
     options = up.Options(
-        root=args.text("root"), nodes=nodes, simulated=args["simulated"], profile=args.text("profile"),
-        durability=args.text("durability"), timeout_s=float(args["timeout"]), owner_fd=args["owner-fd"],
+        root=str(found["root"]), nodes=nodes, simulated=simulated, profile=str(found["profile"]),
+        durability=str(found["durability"]), timeout_s=float(found["timeout"] or 60), owner_fd=args["owner-fd"],
     )  # fmt: skip
     started = up.up(options, say)
     say(f"wherry is up: {started.summary}")
@@ -103,6 +108,21 @@ def up_command(argv: Sequence[str]) -> int:
     if args.flag("detach") or args["owner-fd"] is not None:
         return 0
     return up.stay(started, say)
+
+
+def config_command(argv: Sequence[str]) -> int:
+    """`wherry config`."""
+    args = parse(CONFIG, argv)
+    found = config.load({})
+    if args.text("output") == "json":
+        import json
+
+        values = {name: {"value": each.value, "origin": each.origin} for name, each in found.items()}
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+    else:
+        for name, each in found.items():
+            sys.stdout.write(f"{name:<12}{each.value if each.value is not None else '-'!s:<20}  {each.origin}\n")
+    return 0
 
 
 def down_command(argv: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("wherry.cli.instances", "say how an instance is"),
     "env": ("wherry.cli.instances", "print export lines for kubectl, docker and the registry"),
     "node": ("wherry.cli.instances", "add or remove a node of this machine"),
+    "config": ("wherry.cli.instances", "show the settings and where each comes from"),
     "doctor": ("wherry.cli.doctor", "check the machine: what, why it matters, the exact fix"),
     "server": ("wherry.cli.instances", "run an API server with simulated nodes in the foreground, without root"),
     "get": ("wherry.cli.history", "read objects, also as they were (--at -5m)"),

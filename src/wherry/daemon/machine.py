@@ -132,6 +132,10 @@ async def agent_role(
         await stack.enter_async_context(proxy)
         capacity, info = await asyncio.to_thread(node_facts, instance.node_root(node))
         labels = {"wherry.dev/instance": instance.id}
+        if (
+            times.fence_s
+        ):  # what the controllers may count on: after this much silence nothing of the node runs any more
+            labels["wherry.dev/fence-seconds"] = str(times.fence_s)
         settings = AgentSettings(
             facts=NodeFacts(node.name, node.address, node.pod_cidr, capacity, labels, info),
             root=instance.node_root(node),

@@ -140,6 +140,7 @@ async def remove_node(instance: Instance, plan: Plan, node: NodePlan) -> None:
     from wherry.host.nftables import Nft
     from wherry.network.machines import NodeNamespace
 
+    mounts.unmount_below(str(instance.node_run(node.name)))  # the engine shares its run directory: pins lie below it
     with Nft() as nft:
         await NodeNamespace(
             instance.id, node.index, str(namespace_directory(instance, node)), nft,

@@ -1,6 +1,6 @@
 """The warden: a tiny process that outlives the roles of an instance, restarts them and, at the end, removes them.
 
-It is plain standard library, because it must stay small (below 10 MB) and must not break with the rest: it is run as
+It is plain standard library, because it must stay small (below 10 MB, pages shared with others counted in part) and must not break with the rest: it is run as
 `python -IS warden.py PLAN.json` and imports nothing of wherry. It is not a supervisor for containers: these live under
 conmon and in the cgroup of their node.
 
@@ -16,7 +16,6 @@ When the owner's pipe closes (a test run was killed) or on `sweep`, everything i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -50,6 +49,7 @@ class Role:
         self.backoff = BACKOFF_FIRST_S
         self.stopping = False
         self.asked = False
+        self.removed = False
         self.last_exit: int | None = None
         self.fenced = 0
 
@@ -86,6 +86,8 @@ class Role:
             with open(os.path.join(leaf, "cgroup.procs"), "w") as procs:
                 procs.write(str(os.getpid()))
         if plan.get("netns"):
+            import ctypes  # in the child alone: the warden stays small
+
             libc = ctypes.CDLL(None, use_errno=True)
             fd = os.open(plan["netns"], os.O_RDONLY | os.O_CLOEXEC)
             if libc.setns(fd, CLONE_NEWNET) != 0:
@@ -228,6 +230,7 @@ class Warden:
             for role in self.roles.values():
                 if role.pid == pid:
                     role.ended(status)
+        self.roles = {name: role for name, role in self.roles.items() if role.pid or not role.removed}
         now = monotonic()
         for role in list(self.roles.values()):
             if role.stopping and not role.pid:
@@ -245,8 +248,8 @@ class Warden:
 
     def stop_next(self) -> None:
         """Ask the first role of the plan, the server, to stop when all others, which speak to it, have ended."""
-        first, *others = self.roles.values()
-        if first.pid and not first.asked and not any(role.pid for role in others):
+        first, *others = list(self.roles.values()) or [None]
+        if first and first.pid and not first.asked and not any(role.pid for role in others):
             first.asked = True
             first.signal(signal.SIGTERM)
 
@@ -254,6 +257,7 @@ class Warden:
         """A silent agent's pods will be replaced elsewhere: nothing of the node may go on running here."""
         role.fenced += 1
         kill_cgroup(role.plan.get("cgroup"))
+        role.signal(signal.SIGKILL)
         if role.plan.get("heartbeat"):
             with contextlib.suppress(OSError):
                 os.unlink(role.plan["heartbeat"])
@@ -311,6 +315,8 @@ class Warden:
             plan = request.get("role")
             if not isinstance(plan, dict) or not all(plan.get(key) for key in ("name", "argv", "env", "log")):
                 return {"error": "a role needs name, argv, env and log"}
+            if self.ending:
+                return {"error": "the instance is stopping"}
             if plan["name"] in self.roles:
                 return {"error": f"role {plan['name']!r} is already there"}
             self.roles[plan["name"]] = Role(plan)
@@ -327,12 +333,9 @@ class Warden:
                     kill_cgroup(role.plan.get("cgroup"))
                 role.signal(signal.SIGKILL)
                 return {"ok": True}
-            role.stopping = True
-            if role.pid:
-                role.signal(signal.SIGTERM)
-                return {"ok": True, "pid": role.pid}
-            del self.roles[name]
-            return {"ok": True, "pid": 0}
+            role.stopping = role.removed = True
+            role.signal(signal.SIGTERM)
+            return {"ok": True, "pid": role.pid}
         return {"error": f"no such operation or role: {op!r} {name!r}"}
 
 

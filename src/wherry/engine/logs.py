@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from io import FileIO
 
 from wherry.clock import machine, parse_rfc3339
@@ -32,12 +32,6 @@ def parse(line: bytes) -> LogLine | None:
         return None
     is_partial = parts[2].startswith(b"P")
     return LogLine(when, parts[1].decode(), parts[3][:-1] if is_partial else parts[3], is_partial)
-
-
-def files(path: str, most: int) -> Sequence[str]:
-    """List the files of a log that exist, oldest first."""
-    names = [f"{path}.{number}" for number in range(most, 0, -1)] + [path]
-    return [name for name in names if os.path.exists(name)]
 
 
 async def read(
@@ -85,7 +79,11 @@ async def read(
 
 
 class _Reader:
-    """Where one reader stands in a log: an open file, and the bytes of a line that is not whole yet."""
+    """Where one reader stands in a log: an open file, and the bytes of a line that is not whole yet.
+
+    Files move while we look, from LOG to LOG.1 and on. So they are looked for in that direction: one may be met twice,
+    none is missed.
+    """
 
     def __init__(self, path: str, most: int) -> None:
         self._path = path
@@ -95,34 +93,38 @@ class _Reader:
 
     def begin(self, tail: int | None) -> None:
         """Open the oldest file, or the place from which on there are `tail` lines."""
-        names = files(self._path, self._most)
-        if tail is None:
-            self._open(names[0] if names else "")
-            return
-        left = tail
-        for name in reversed(names):
-            with contextlib.suppress(FileNotFoundError), open(name, "rb", buffering=0) as file:
-                at, found = _seek_back(file, left)
-                if found >= left or name == names[0]:
-                    self._open(name, at)
-                    return
-                left -= found
+        opened = self._open_all()
+        try:
+            chosen = opened[0] if opened else None
+            if tail is not None:
+                left = tail
+                for file in reversed(opened):
+                    at, found = _seek_back(file, left)
+                    file.seek(at)
+                    chosen = file
+                    left -= found
+                    if left <= 0:
+                        break
+            self._file = chosen
+        finally:
+            for file in opened:
+                if file is not self._file:
+                    file.close()
 
     def lines(self) -> list[bytes]:
         """Read some whole lines; none at the present end. Goes on to the next file at the end of a rotated one."""
         while True:
             if self._file is None:
-                names = files(self._path, self._most)
-                if not names or not self._open(names[0]):
-                    return []
-            data = self._file.read(BLOCK_BYTES) if self._file is not None else b""
+                self.begin(None)
+            if self._file is None:
+                return []
+            data = self._file.read(BLOCK_BYTES)
             if data:
                 pieces = (self._rest + data).split(b"\n")
                 self._rest = pieces.pop()
                 if pieces:
                     return [piece + b"\n" for piece in pieces]
-                continue
-            if not self._go_on():
+            elif not self._go_on(self._file):
                 return []
 
     def close(self) -> None:
@@ -131,37 +133,40 @@ class _Reader:
             self._file.close()
             self._file = None
 
-    def _go_on(self) -> bool:
+    def _go_on(self, ours: FileIO) -> bool:
         """Take the file after ours, when there is one: ours is complete then. False when ours is the newest."""
-        if self._file is None:
-            return False
-        ours = os.fstat(self._file.fileno())
-        names = files(self._path, self._most)
-        places: list[tuple[int, int]] = []
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                seen = os.stat(name)
-                places.append((seen.st_dev, seen.st_ino))
-        mine = (ours.st_dev, ours.st_ino)
-        if not names or len(places) != len(names) or places[-1] == mine or names[-1] != self._path:
-            return False  # nothing new, or a rotation under way: the new file is not there yet
-        if ours.st_size > self._file.tell():
-            return True  # written between our last read and the new file
-        following = names[places.index(mine) + 1] if mine in places else names[0]
-        self._rest = b""
-        return self._open(following)
-
-    def _open(self, name: str, at: int = 0) -> bool:
-        if not name:
-            return False
+        opened = self._open_all()
+        following: FileIO | None = None
         try:
-            file = open(name, "rb", buffering=0)  # noqa: SIM115  # closed by close()
-        except FileNotFoundError:
-            return False
-        self.close()
-        file.seek(at)
-        self._file = file
-        return True
+            places = [_place(file) for file in opened]
+            mine = _place(ours)
+            if not places or places[-1] == mine or opened[-1].name != self._path:
+                return False  # nothing new, or a rotation under way: the new file is not there yet
+            if os.fstat(ours.fileno()).st_size > ours.tell():
+                return True  # written between our last read and the new file
+            following = opened[places.index(mine) + 1] if mine in places else opened[0]
+            self.close()
+            self._file, self._rest = following, b""
+            return True
+        finally:
+            for file in opened:
+                if file is not following:
+                    file.close()
+
+    def _open_all(self) -> list[FileIO]:
+        """Open each file once, oldest first."""
+        found: dict[tuple[int, int], FileIO] = {}
+        for name in (self._path, *(f"{self._path}.{number}" for number in range(1, self._most + 1))):
+            with contextlib.suppress(FileNotFoundError):
+                file = open(name, "rb", buffering=0)  # noqa: SIM115  # whoever called us closes it
+                if found.setdefault(_place(file), file) is not file:
+                    file.close()
+        return list(reversed(found.values()))
+
+
+def _place(file: FileIO) -> tuple[int, int]:
+    seen = os.fstat(file.fileno())
+    return seen.st_dev, seen.st_ino
 
 
 def _seek_back(file: FileIO, lines: int) -> tuple[int, int]:

@@ -34,7 +34,8 @@ class AgentSettings:
     """How an agent works. `lease_s`/`renew_s` are cluster seconds; `log_root` is where the logs of pods go.
 
     `services` gives the variables of a namespace's services; `tmpfs(path)` mounts memory for an emptyDir and is absent
-    where the agent may not mount; `drained(address)` returns when no service leads there; `with_files` is off for simulated nodes, whose pods see no files.
+    where the agent may not mount; `drained(address)` returns when no service leads there; `with_files` is off for
+    simulated nodes, whose pods see no files.
     """
 
     facts: NodeFacts
@@ -156,6 +157,8 @@ class Agent:
         if before is not None and before.metadata.uid != now.metadata.uid and before.metadata.uid in self._workers:
             self._workers[before.metadata.uid][0].lost()
         if now.metadata.uid in self._workers:
+            if any(each.get("reason") == "NodeNotReady" for each in now.status.conditions):
+                self._told.pop(now.metadata.uid, None)  # we were given up, and are here: say again how it is
             self._workers[now.metadata.uid][0].update(now.read())
         elif now.status.phase not in ("Succeeded", "Failed") or now.metadata.deletion_timestamp is not None:
             self._give(now, None)
@@ -279,9 +282,16 @@ class Agent:
         """Tell the API the status, where it differs from what was told."""
         if self._told.get(pod.uid) == status:
             return
-        body: dict[str, Any] = {"metadata": {"uid": pod.uid}, "status": dict(status)}
-        try:
-            await self._client.patch(PODS, pod.metadata.name, pod.metadata.namespace, body, subresource="status")
+        told = {
+            field: [{"$patch": "replace"}, *value]
+            if field in ("podIPs", "hostIPs") and isinstance(value, list)
+            else value
+            for field, value in status.items()
+        }
+        body: dict[str, Any] = {"metadata": {"uid": pod.uid}, "status": told}
+        meta = pod.metadata
+        try:  # strategic: the conditions of others stay
+            await self._client.patch(PODS, meta.name, meta.namespace, body, subresource="status", type="strategic")
         except (NotFound, Conflict):
             return  # it is gone, or another of its name is there: the informer will say so
         self._told[pod.uid] = status

@@ -1,0 +1,235 @@
+"""Write the parts of the pages that are made from the code: `python docs/generate.py`; `--check` only says what is out of date.
+
+A part stands between `<!-- made: NAME -->` and `<!-- end -->`. PARTS has a function for each name; `file PATH` shows a file.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+_PART = re.compile(r"(<!-- made: ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+
+CONFIG_FIELDS = (
+    "Hostname", "Domainname", "User", "AttachStdin", "AttachStdout", "AttachStderr", "ExposedPorts", "Tty", "OpenStdin",
+    "StdinOnce", "Env", "Cmd", "Healthcheck", "ArgsEscaped", "Image", "Volumes", "WorkingDir", "Entrypoint",
+    "NetworkDisabled", "MacAddress", "OnBuild", "Labels", "StopSignal", "StopTimeout", "Shell", "HostConfig",
+    "NetworkingConfig",
+)  # fmt: skip
+HOST_FIELDS = (
+    "CpuShares", "Memory", "CgroupParent", "BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps",
+    "BlkioDeviceWriteBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteIOps", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod",
+    "CpuRealtimeRuntime", "CpusetCpus", "CpusetMems", "Devices", "DeviceCgroupRules", "DeviceRequests", "KernelMemoryTCP",
+    "MemoryReservation", "MemorySwap", "MemorySwappiness", "NanoCpus", "OomKillDisable", "Init", "PidsLimit", "Ulimits",
+    "CpuCount", "CpuPercent", "IOMaximumIOps", "IOMaximumBandwidth", "Binds", "ContainerIDFile", "LogConfig",
+    "NetworkMode", "PortBindings", "RestartPolicy", "AutoRemove", "VolumeDriver", "VolumesFrom", "Mounts", "Annotations",
+    "CapAdd", "CapDrop", "CgroupnsMode", "Dns", "DnsOptions", "DnsSearch", "ExtraHosts", "GroupAdd", "IpcMode", "Cgroup",
+    "Links", "OomScoreAdj", "PidMode", "Privileged", "PublishAllPorts", "ReadonlyRootfs", "SecurityOpt", "StorageOpt",
+    "Tmpfs", "UTSMode", "UsernsMode", "ShmSize", "Sysctls", "Runtime", "Isolation", "MaskedPaths", "ReadonlyPaths",
+)  # fmt: skip
+"""Fields of `POST /containers/create`. Source: Docker Engine API 1.47, ContainerConfig and HostConfig."""
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as code, with commas."""
+    return ", ".join(f"`{word}`" for word in words) or "none"
+
+
+def commands() -> str:
+    """Every command's help, as it prints it."""
+    from wherry.cli.args import help_text
+    from wherry.cli.main import COMMANDS
+
+    parts: list[str] = []
+    for name, (module, _) in COMMANDS.items():
+        spec = getattr(import_module(module), name.upper())
+        text = "\n".join(line.rstrip() for line in help_text(spec).strip().splitlines())
+        parts.append(f"## wherry {name}\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def command_table() -> str:
+    """Names and summaries."""
+    from wherry.cli.main import COMMANDS
+
+    rows = [f"| [`{name}`](#wherry-{name}) | {summary} |" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(["| Command | What it does |", "|---|---|", *rows])
+
+
+def routes(folder: str) -> str:
+    """Every `Route(METHOD, PATH, ...)` in the sources of a folder, in order."""
+    found: list[str] = []
+    for path in sorted((ROOT / "src/wherry" / folder).glob("*.py")):
+        tree = ast.parse(path.read_text())
+        named = {
+            node.targets[0].id: node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Route":
+                words = [
+                    each.value if isinstance(each, ast.Constant) else named.get(getattr(each, "id", ""))
+                    for each in node.args[:2]
+                ]
+                if all(isinstance(word, str) for word in words):
+                    found.append(f"{words[0]:<7}{str(words[1]).replace(':path}', '}')}")
+    return "```text\n" + "\n".join(sorted(set(found), key=lambda line: (line[7:], line))) + "\n```"
+
+
+def docker_fields() -> tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]]:
+    """Fields of a new container that the Docker door carries out, and those it refuses: of the config, of HostConfig."""
+    from wherry.doors.docker import requests
+
+    known = requests.READ | requests.INFORMATIVE | {"Volumes"}
+    return (
+        [name for name in CONFIG_FIELDS if name in known],
+        [name for name in CONFIG_FIELDS if name not in known],
+        [name for name in HOST_FIELDS if name in requests.READ_HOST],
+        [name for name in HOST_FIELDS if name not in requests.READ_HOST],
+    )
+
+
+def docker_carried() -> str:
+    """What is carried out."""
+    config, _, host, _ = docker_fields()
+    return f"- of the container: {listed(config)}\n- of `HostConfig`: {listed(host)}"
+
+
+def docker_refused() -> str:
+    """What is refused."""
+    from wherry.doors.docker import door
+
+    _, config, _, host = docker_fields()
+    lines = [
+        f"- fields of a new container: {listed(config)}",
+        f"- fields of its `HostConfig`: {listed(host)}",
+        f"- options of a build: {listed(build_options())}",
+        f"- paths: {listed(getattr(door, 'LATER', ()))}",
+        f"- Swarm's paths, with Docker's own words for an engine that is in no swarm: {listed(getattr(door, 'SWARM', ()))}",
+    ]
+    return "\n".join(lines)
+
+
+def build_options() -> Sequence[str]:
+    """The parameters of `POST /build` that the door names as refused."""
+    tree = ast.parse((ROOT / "src/wherry/doors/docker/images.py").read_text())
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id.lower() == "refused"
+        ):
+            return [str(value) for value in ast.literal_eval(node.value)]
+    return ()
+
+
+def kinds() -> str:
+    """The table of kinds."""
+    from wherry.model.kinds import KINDS
+
+    rows = ["| Group and version | Resource | Short | Sub-resources | History |", "|---|---|---|---|---|"]
+    for kind in KINDS:
+        parts = ", ".join(part.name for part in kind.subresources)
+        kept = str(kind.history_budget or "none") if kind.stored else "not kept"
+        rows.append(f"| {kind.api_version} | `{kind.plural}` | {', '.join(kind.short_names)} | {parts} | {kept} |")
+    return "\n".join(rows)
+
+
+def refused_kinds() -> str:
+    """Kinds and sub-resources that the API refuses with 501."""
+    from wherry.api import server
+    from wherry.api.admission.refused import FEATURES
+
+    by_feature: dict[str, list[str]] = {}
+    for kind, feature in FEATURES.items():
+        by_feature.setdefault(feature, []).append(kind.plural)
+    lines = [f"- {feature}: creating {listed(plurals)}" for feature, plurals in by_feature.items()]
+    lines += [f"- {feature}: `.../{name}`" for name, feature in server._REFUSED.items()]  # pyright: ignore[reportPrivateUsage]
+    return "\n".join(lines)
+
+
+def controllers() -> str:
+    """The controllers, and what each file says of itself."""
+    from wherry.controllers.runner import CONTROLLERS
+
+    return listed(each.name for each in CONTROLLERS)
+
+
+def dockerfile() -> str:
+    """Instructions and flags."""
+    from wherry.builder.instructions import FLAGS, REFUSED, SUPPORTED
+
+    built = [f"{name} --{flag}" for name, flags in FLAGS.items() for flag, there in flags.items() if there]
+    refused = [f"{name} --{flag}" for name, flags in FLAGS.items() for flag, there in flags.items() if not there]
+    return "\n".join(
+        [
+            f"- built: {listed(SUPPORTED)}, with the flags {listed(built)}",
+            f"- refused by name: {listed(REFUSED)}, the flags {listed(refused)}, heredocs, the frontends of `# syntax=`",
+        ]
+    )
+
+
+def checks() -> str:
+    """What `wherry doctor` looks at, in its order."""
+    from wherry.daemon.doctor import examine
+    from wherry.daemon.instance import DEFAULT_ROOT, Instance
+
+    return listed(each.name for each in examine(Instance.at(DEFAULT_ROOT)))
+
+
+def file(path: str) -> str:
+    """A file of the project, whole."""
+    language = {".py": "python", ".yaml": "yaml"}.get(Path(path).suffix, "text")
+    return f"```{language}\n{(ROOT / path).read_text().rstrip()}\n```"
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "commands": commands,
+    "command table": command_table,
+    "docker routes": lambda: routes("doors/docker"),
+    "docker carried": docker_carried,
+    "docker refused": docker_refused,
+    "registry routes": lambda: routes("registry"),
+    "kinds": kinds,
+    "refused kinds": refused_kinds,
+    "controllers": controllers,
+    "dockerfile": dockerfile,
+    "checks": checks,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its parts made anew. Raises KeyError for a part that nobody makes."""
+
+    def make(match: re.Match[str]) -> str:
+        name = match[2]
+        body = file(name.removeprefix("file ")) if name.startswith("file ") else PARTS[name]()
+        return f"{match[1]}{body.rstrip()}\n{match[3]}"
+
+    return _PART.sub(make, text)
+
+
+def stale() -> Sequence[Path]:
+    """The pages that differ from what the code says."""
+    return [path for path in PAGES if filled(path.read_text()) != path.read_text()]
+
+
+def main() -> int:
+    """Write the pages that are out of date, or with `--check` only name them (exit code 1)."""
+    found = stale()
+    for path in found:
+        print(path.relative_to(ROOT))
+        if "--check" not in sys.argv:
+            path.write_text(filled(path.read_text()))
+    return 1 if found and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
