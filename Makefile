@@ -23,6 +23,7 @@ $(BIN)/wherry: pyproject.toml requirements.lock | apt-run
 	@echo "setup: installing Python packages"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m wherry.model.build
 	@touch $@
 
 demo: setup

@@ -140,18 +140,17 @@ async def test_a_sandbox_is_shared(engine: LocalEngine) -> None:
     assert sandbox.ready
     assert (await engine.create_sandbox(sandbox.spec)) == sandbox
     one = await engine.create(
-        spec("/bin/sh", "-c", "echo x > /dev/shm/x; nc -l -p 9000 > /tmp/got; cat /tmp/got", sandbox="pod-1")
+        spec("/bin/sh", "-c", "echo x > /dev/shm/x; while :; do echo hi | nc -l -p 9000; done", sandbox="pod-1")
     )
     await engine.start(one.id)
-    ask = "until echo hi | nc 127.0.0.1 9000; do usleep 5000; done; cat /dev/shm/x; hostname; cat /etc/hosts"
+    ask = "until test -s /tmp/x; do nc 127.0.0.1 9000 > /tmp/x; done; cat /tmp/x /dev/shm/x; hostname; cat /etc/hosts"
     two = await engine.create(spec("/bin/sh", "-c", ask, sandbox="pod-1"))
     await engine.start(two.id)
     assert (await engine.wait(two.id)).code == 0
     text = await text_of(engine, two.id)
-    assert text.splitlines()[:2] == ["x", "together"]
+    said = [line for line in text.splitlines() if not line.startswith("nc:")]  # nobody listened yet
+    assert said[:3] == ["hi", "x", "together"]
     assert "10.1.2.3\tdb" in text
-    assert (await engine.wait(one.id)).code == 0
-    assert await text_of(engine, one.id) == "hi\n"
     await engine.remove_sandbox("pod-1")
     assert [container.id for container in await engine.containers() if container.sandbox == "pod-1"] == []
     with pytest.raises(NotFound):

@@ -30,6 +30,7 @@ from wherry.daemon.instance import (
 from wherry.daemon.profiles import TIMES
 from wherry.daemon.status import is_ready
 from wherry.errors import AlreadyExists, Conflict, DeadlineExceeded, Invalid, NotFound
+from wherry.model import schema
 
 Say = Callable[[str], None]
 
@@ -167,7 +168,9 @@ def _free_port(first: int, taken: Sequence[int]) -> int:
 
 
 def _make_places(instance: Instance, plan: Plan) -> None:
-    """Make the directories, those of the server for its own user."""
+    """Make the directories, those of the server for its own user; and the schema, which that user could not write."""
+    if not schema.PATH.exists():
+        schema.load()
     instance.root.mkdir(parents=True, exist_ok=True)
     for place in (instance.root / "log", instance.run, instance.run / "nodes"):
         place.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wherry.clock import rfc3339_nano
-from wherry.engine.types import Container, Image, State
+from wherry.engine.types import Container, EngineEvent, Image, State
 
 Json = dict[str, Any]
 ZERO_TIME = "0001-01-01T00:00:00Z"
@@ -251,3 +251,19 @@ def history_of(image: Image) -> Sequence[Json]:
         }
         for index, entry in reversed(list(enumerate(entries)))
     ]
+
+
+def event(happened: EngineEvent) -> Json:
+    """One line of `GET /events`."""
+    nanoseconds = int(happened.time * 1e9)
+    return {
+        "status": happened.action,
+        "id": happened.id,
+        "from": happened.attributes.get("image", ""),
+        "Type": happened.kind,
+        "Action": happened.action,
+        "Actor": {"ID": happened.id, "Attributes": dict(happened.attributes)},
+        "scope": "local",
+        "time": nanoseconds // 1_000_000_000,
+        "timeNano": nanoseconds,
+    }

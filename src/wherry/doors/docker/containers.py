@@ -1,6 +1,7 @@
 """Docker's endpoints about containers and exec."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -10,9 +11,11 @@ import msgspec
 
 from wherry.clock import Clock, machine, parse_rfc3339
 from wherry.doors.docker import answers, filters, requests
+from wherry.doors.docker.engine import DockerEngine
+from wherry.doors.docker.late import LateSession
 from wherry.doors.docker.streams import join, log_pieces
-from wherry.engine.types import Container, Engine, ExecSpec, Image, Session, State
-from wherry.errors import BadRequest, Conflict, Invalid, NotFound, WherryError
+from wherry.engine.types import Container, EngineEvent, ExecSpec, Image, Session, State
+from wherry.errors import AlreadyExists, BadRequest, Conflict, Invalid, NotFound, WherryError
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
 from wherry.wire.streams import Stream
@@ -20,6 +23,10 @@ from wherry.wire.streams import Stream
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 EXECS_KEPT = 1000
+KILL_S = 10.0
+FOREVER_S = 1e6
+ATTACH_LINES = 10_000
+"""Lines of the past that `attach?logs=1` gets at most."""
 
 
 class Exec:
@@ -47,14 +54,14 @@ async def json_body(request: Request) -> dict[str, Any]:
         return {}
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadRequest(f"invalid JSON: {error}") from None
 
 
 class Containers:
     """The handlers. They keep nothing but the execs of this process."""
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: DockerEngine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
         self._execs: dict[str, Exec] = {}
@@ -87,7 +94,10 @@ class Containers:
 
     async def _list(self, request: Request) -> Response:
         wanted = filters.parse(request.first("filters"), filters.CONTAINER)
-        everything = flag(request, "all") or "status" in wanted or "exited" in wanted
+        filters.check_statuses(wanted)
+        limit = request.first("limit") or ""
+        most = int(limit) if limit.isascii() and limit.isdigit() else 0
+        everything = flag(request, "all") or most > 0 or "status" in wanted or "exited" in wanted
         names = {image.id: [answers.familiar(name) for name in image.names] for image in await self._engine.images()}
         found = [
             each
@@ -96,23 +106,26 @@ class Containers:
             and filters.matches_container(each, wanted, names.get(each.image_id, ()))
         ]
         found.sort(key=lambda each: -each.created)
-        limit = request.first("limit") or ""
-        if limit.lstrip("-").isdigit() and int(limit) > 0:
-            found = found[: int(limit)]
+        if most:
+            found = found[:most]
         return Response.json([answers.container_summary(each, self._clock.now()) for each in found])
 
     async def _create(self, request: Request) -> Response:
         body = await json_body(request)
         name = request.first("name") or ""
-        if request.first("platform"):
-            await self._engine.image(str(body.get("Image") or ""))
         spec = requests.container_spec(body, name)
         try:
+            image = await self._engine.image(spec.image)
+        except NotFound:
+            raise NotFound(f"No such image: {spec.image}") from None
+        _check_platform(image, request.first("platform") or "")
+        try:
             made = await self._engine.create(spec)
-        except NotFound as error:
-            if "image" in error.message.lower() and "No such image" not in error.message:
-                raise NotFound(f"No such image: {spec.image}") from None
-            raise
+        except AlreadyExists:
+            raise AlreadyExists(
+                f'Conflict. The container name "/{spec.name}" is already in use. You have to remove (or rename) that '
+                "container to be able to reuse that name."
+            ) from None
         return Response.json({"Id": made.id, "Warnings": []}, status=201)
 
     async def _find(self, request: Request) -> Container:
@@ -130,8 +143,24 @@ class Containers:
         container = await self._find(request)
         if container.state in (State.RUNNING, State.PAUSED):
             return Response(304)
-        await self._engine.start(container.id)
+        await self._begin(container)
         return Response(204)
+
+    async def _begin(self, container: Container) -> None:
+        """Start it; a command that cannot be run is told in the words by which clients know 126 from 127."""
+        try:
+            await self._engine.start(container.id)
+        except WherryError as error:
+            with suppress(NotFound):
+                end = (await self._engine.container(container.id)).exit
+                command = container.argv[0] if container.argv else ""
+                if end is not None and end.code == 127 and end.error:
+                    raise BadRequest(
+                        f'exec: "{command}": executable file not found in $PATH: {error.message}'
+                    ) from error
+                if end is not None and end.code == 126 and end.error:
+                    raise BadRequest(f'exec: "{command}": permission denied: {error.message}') from error
+            raise
 
     async def _stop(self, request: Request) -> Response:
         container = await self._find(request)
@@ -146,7 +175,7 @@ class Containers:
         if container.state in (State.RUNNING, State.PAUSED):
             with suppress(Conflict):
                 await self._engine.stop(container.id, grace_s=_grace(request))
-        await self._engine.start(container.id)
+        await self._begin(container)
         return Response(204)
 
     async def _kill(self, request: Request) -> Response:
@@ -154,43 +183,36 @@ class Containers:
         if container.state not in (State.RUNNING, State.PAUSED):
             raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
         signal = request.first("signal") or "SIGKILL"
-        await self._engine.kill(
-            container.id, signal if signal.isdigit() or signal.startswith("SIG") else f"SIG{signal}"
-        )
+        happened = self._engine.events()
+        await self._engine.kill(container.id, signal)
+        if signal.upper().removeprefix("SIG") in ("KILL", "9"):  # Docker answers when it is dead
+            with suppress(TimeoutError):
+                async with machine.timeout(KILL_S):
+                    await _first(happened, container.id, ("die", "destroy"))
         return Response(204)
 
     async def _wait(self, request: Request) -> Response:
-        container = await self._find(request)
         condition = request.first("condition") or "not-running"
         if condition not in ("not-running", "next-exit", "removed"):
             raise BadRequest(f"invalid condition: {condition!r}")
-        at_once = condition == "not-running" and container.state in (State.CREATED, State.EXITED)
+        happened = self._engine.events()  # from here on: the client starts the container when it has our head
+        container = await self._find(request)
 
         async def pieces() -> AsyncIterator[bytes]:
-            if at_once:
-                code = container.exit.code if container.exit else 0
-            else:
-                code = await self._next_exit(container, condition)
-            yield msgspec.json.encode({"StatusCode": code}) + b"\n"
+            code = container.exit.code if container.exit else 0
+            if condition != "not-running" or container.state in (State.RUNNING, State.PAUSED):
+                last = "destroy" if condition == "removed" else "die"
+                async for event in happened:
+                    if event.id != container.id:
+                        continue
+                    if event.action == "die":
+                        code = int(event.attributes.get("exitCode") or 0)
+                    if event.action in (last, "destroy"):
+                        break
+            answer: dict[str, Any] = {"StatusCode": code}
+            yield msgspec.json.encode(answer) + b"\n"
 
-        # The head goes out at once: clients start the container only when they have it.
-        return Response.stream(pieces(), headers={"Content-Type": "application/json"})
-
-    async def _next_exit(self, container: Container, condition: str) -> int:
-        code = 0
-        try:
-            code = (await self._engine.wait(container.id)).code
-        except NotFound:
-            return code  # removed while we waited
-        pause_s = 0.005
-        while condition == "removed":
-            try:
-                await self._engine.container(container.id)
-            except NotFound:
-                break
-            await machine.sleep(pause_s)
-            pause_s = min(0.25, pause_s * 2)
-        return code
+        return Response.stream(pieces(), headers={"Content-Type": "application/json"}, live=True)
 
     async def _attach(self, request: Request) -> Response:
         container = await self._find(request)
@@ -198,25 +220,39 @@ class Containers:
         stdin, stdout, stderr = (flag(request, name) for name in ("stdin", "stdout", "stderr"))
         if not flag(request, "stream"):
             stdin = False
-        if container.state is State.EXITED:
-            raise Conflict(f"container {container.id} is not running")
-        session = await self._engine.attach(container.id)
+        live = flag(request, "stream")
+        began = machine.now()
+        session: Session
+        try:
+            session = await self._engine.attach(container.id)
+        except Conflict:  # nothing runs yet, as before `docker start -a`, or when its command cannot be run
+            session = LateSession(self._engine, container, began)
+        before = await self._written(container, stdout=stdout, stderr=stderr) if flag(request, "logs") else b""
 
         async def talk(stream: Stream) -> None:
+            if not live:
+                await session.close()
+                await stream.write(before)
+                return
             await join(
-                stream, session, tty=tty, stdin=stdin and container.spec.stdin, stdout=stdout, stderr=stderr
+                stream, session, tty=tty, stdin=stdin and container.spec.stdin, stdout=stdout, stderr=stderr,
+                first=before,
             )  # fmt: skip
 
         return _hijacked(request, talk, tty=tty)
 
+    async def _written(self, container: Container, *, stdout: bool, stderr: bool) -> bytes:
+        """What it has written so far, at most its last lines."""
+        lines = self._engine.logs(container.id, tail=ATTACH_LINES)
+        pieces = log_pieces(
+            lines, tty=container.spec.tty, stdout=stdout, stderr=stderr, timestamps=False, until=0.0
+        )  # fmt: skip
+        return b"".join([piece async for piece in pieces])
+
     async def _resize(self, request: Request) -> Response:
         container = await self._find(request)
         rows, columns = _size(request)
-        session = await self._engine.attach(container.id)
-        try:
-            await session.resize(rows, columns)
-        finally:
-            await session.close()
+        await self._engine.resize(container.id, rows, columns)
         return Response(200)
 
     async def _logs(self, request: Request) -> Response:
@@ -225,7 +261,7 @@ class Containers:
         if not stdout and not stderr:
             raise BadRequest("Bad parameters: you must choose at least one stream")
         tail = request.first("tail") or "all"
-        if tail != "all" and not tail.isdigit():
+        if not (tail.isascii() and tail.isdigit()):
             tail = "all"
         lines = self._engine.logs(
             container.id,
@@ -237,7 +273,8 @@ class Containers:
             lines, tty=container.spec.tty, stdout=stdout, stderr=stderr, timestamps=flag(request, "timestamps"),
             until=_time(request.first("until")),
         )  # fmt: skip
-        return Response.stream(pieces, headers={"Content-Type": RAW if container.spec.tty else MULTIPLEXED})
+        kind = RAW if container.spec.tty else MULTIPLEXED
+        return Response.stream(pieces, headers={"Content-Type": kind}, live=flag(request, "follow"))
 
     async def _remove(self, request: Request) -> Response:
         container = await self._find(request)
@@ -348,9 +385,29 @@ def _hijacked(request: Request, talk: Any, *, tty: bool) -> Response:
     return Response.upgrade(headers, talk, status=200)
 
 
+async def _first(happened: AsyncIterator[EngineEvent], id: str, actions: tuple[str, ...]) -> EngineEvent | None:
+    """Wait for the first event of a container with one of the actions."""
+    async for event in happened:
+        if event.id == id and event.action in actions:
+            return event
+    return None
+
+
+def _check_platform(image: Image, asked: str) -> None:
+    """Refuse another platform than the image's, as Docker does: `linux/amd64`, `linux`, or an architecture."""
+    if not asked:
+        return
+    has = (str(image.config.get("os") or "linux"), str(image.config.get("architecture") or "amd64"))
+    wanted = asked.lower().split("/")
+    if wanted[: len(has)] != list(has[: len(wanted)]) and asked.lower() != has[1]:
+        raise NotFound(
+            f"the image is here, but does not match the specified platform: wanted {asked}, actual: {'/'.join(has)}"
+        )
+
+
 def _size(request: Request) -> tuple[int, int]:
     rows, columns = request.first("h") or "", request.first("w") or ""
-    if not rows.isdigit() or not columns.isdigit():
+    if not all(each.isascii() and each.isdigit() and int(each) < 65536 for each in (rows, columns)):
         raise BadRequest("resize: h and w are numbers of rows and columns")
     return int(rows), int(columns)
 
@@ -359,19 +416,19 @@ def _grace(request: Request) -> float | None:
     text = request.first("t")
     if text is None or text == "":
         return None
-    if not text.lstrip("-").isdigit():
-        raise BadRequest(f"t {text!r}: not a number of seconds")
-    return 1e9 if int(text) < 0 else float(text)
+    try:
+        seconds = int(text)
+    except ValueError:
+        raise BadRequest(f"t {text!r}: not a number of seconds") from None
+    return FOREVER_S if seconds < 0 else min(FOREVER_S, float(seconds))
 
 
 def _time(text: str | None) -> float:
     """A Unix time, with a fraction, or RFC 3339."""
     if not text or text == "0":
         return 0.0
-    try:
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return float(text)
-    except ValueError:
-        pass
     try:
         return parse_rfc3339(text)
     except ValueError:

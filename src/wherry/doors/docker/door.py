@@ -1,21 +1,25 @@
 """The Docker Engine API on this machine's engine: versions, routes, errors. It keeps nothing of its own."""
 
+import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from hashlib import sha256
 
 import msgspec
 
 from wherry import __version__
 from wherry.clock import Clock, rfc3339_nano
-from wherry.doors.docker import filters
+from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import Containers
+from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.images import Build, Images
-from wherry.engine.types import Engine
 from wherry.errors import BadRequest, Broken, Invalid, NotFound, Unsupported, WherryError
 from wherry.wire.envelopes import docker_error, status_of
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route, Router
+
+log = logging.getLogger(__name__)
 
 API_VERSION = (1, 47)
 LEAST_VERSION = (1, 24)
@@ -26,13 +30,30 @@ STATUS: dict[type[WherryError], int] = {Invalid: 400, BadRequest: 400, Unsupport
 """Where Docker's status differs from the table of all wires. Broken: a container that cannot be started is 400 there."""
 
 SWARM = ("/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs")
-LATER = ("/networks", "/volumes", "/plugins", "/session", "/grpc", "/distribution", "/commit")
+LATER = re.compile(
+    r"/(volumes|plugins|session|grpc|distribution|commit|auth|networks|system|build)(/.*)?"
+    r"|/containers/(prune|[^/]+/(top|rename|stats|pause|unpause|update|changes|export|archive|copy|attach/ws))"
+    r"|/images/(prune|search|[^/]+/get)"
+)
+"""What Docker has and we have not, yet: refused by name."""
+
+
+def _network_of(name: str, driver: str) -> dict[str, object]:
+    return {
+        "Name": name, "Id": sha256(f"wherry/{name}".encode()).hexdigest(), "Created": "0001-01-01T00:00:00Z",
+        "Scope": "local", "Driver": driver, "EnableIPv6": False, "Internal": False, "Attachable": False, "Ingress": False,
+        "IPAM": {"Driver": "default", "Options": None, "Config": []}, "Containers": {}, "Options": {}, "Labels": {},
+    }  # fmt: skip
+
+
+NETWORKS = (_network_of("bridge", "bridge"), _network_of("host", "host"), _network_of("none", "null"))
+"""The networks that there are; one's own are refused by name."""
 
 
 class DockerDoor:
     """Answers Docker's clients. `build` builds from a tar stream; `node` is the name that `docker info` shows."""
 
-    def __init__(self, engine: Engine, build: Build, *, clock: Clock, node: str) -> None:
+    def __init__(self, engine: DockerEngine, build: Build, *, clock: Clock, node: str) -> None:
         self._engine = engine
         self._clock = clock
         self._node = node
@@ -42,6 +63,8 @@ class DockerDoor:
             Route("GET", "/version", self._version),
             Route("GET", "/info", self._info),
             Route("GET", "/events", self._events),
+            Route("GET", "/networks", self._networks),
+            Route("GET", "/networks/{name}", self._network),
             *Containers(engine, clock).routes(),
             *Images(engine, build).routes(),
         )
@@ -60,13 +83,16 @@ class DockerDoor:
             try:
                 handler, request.params = self._router.match(request.method, path)
             except NotFound:
-                if any(path == prefix or path.startswith(prefix + "/") for prefix in LATER):
+                if LATER.fullmatch(path):
                     raise Unsupported(
                         f"{request.method} {path} is not supported by wherry yet (see SCOPE.md)"
                     ) from None
                 raise NotFound("page not found") from None
             response = await handler(request)
         except WherryError as error:
+            response = self.fail(request, error)
+        except Exception as error:  # ours to mend: the client hears of it in Docker's form, the operator in full
+            log.exception("docker: %s %s", request.method, request.path)
             response = self.fail(request, error)
         response.headers.set("Api-Version", f"{API_VERSION[0]}.{API_VERSION[1]}")
         response.headers.set("Server", f"wherry/{__version__} (linux)")
@@ -125,11 +151,7 @@ class DockerDoor:
                 "GitCommit": "",
                 "GoVersion": "",
                 "Os": "linux",
-                "Arch": "amd64"
-                if uname.machine == "x86_64"
-                else "arm64"
-                if uname.machine == "aarch64"
-                else uname.machine,
+                "Arch": architecture,
                 "KernelVersion": uname.release,
                 "BuildTime": "",
             }
@@ -173,38 +195,47 @@ class DockerDoor:
                 "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": ["127.0.0.0/8"], "Mirrors": []},
                 "SystemTime": rfc3339_nano(self._clock.now()),
                 "LiveRestoreEnabled": True,
-                "Warnings": None,
+                "MemoryLimit": True,
+                "SwapLimit": True,
+                "CpuCfsPeriod": True,
+                "CpuCfsQuota": True,
+                "CPUShares": True,
+                "CPUSet": True,
+                "PidsLimit": True,
+                "IPv4Forwarding": True,
+                "Warnings": [],
             }
         )
 
+    async def _networks(self, request: Request) -> Response:
+        wanted = filters.parse(request.first("filters"), ("name", "id", "driver", "type"))
+        if not wanted.keys() <= {"name", "id", "driver"}:
+            return Response.json([])  # none that somebody made, none that dangles
+        tests: dict[str, str] = {"name": "Name", "id": "Id", "driver": "Driver"}
+        found = [
+            each
+            for each in NETWORKS
+            if all(any(value in str(each[tests[name]]) for value in values) for name, values in wanted.items())
+        ]
+        return Response.json(found)
+
+    async def _network(self, request: Request) -> Response:
+        name = request.params["name"]
+        for each in NETWORKS:
+            if name in (each["Name"], each["Id"]):
+                return Response.json(each)
+        raise NotFound(f"network {name} not found")
+
     async def _events(self, request: Request) -> Response:
-        wanted = filters.parse(request.first("filters"), ("type", "event", "container", "image", "label"))
+        wanted = filters.parse(request.first("filters"), filters.EVENT)
         if request.first("since") or request.first("until"):
             raise Unsupported("events: since and until are not supported by wherry yet; events are told from now on")
 
-        async def pieces() -> AsyncIterator[bytes]:
-            tests: dict[str, Callable[[list[str]], bool]] = {}
-            async for event in self._engine.events():
-                tests = {
-                    "type": lambda values, event=event: event.kind in values,
-                    "event": lambda values, event=event: event.action in values,
-                    "container": lambda values, event=event: (
-                        event.id in values or event.attributes.get("name", "") in values
-                    ),
-                    "image": lambda values, event=event: event.attributes.get("image", event.id) in values,
-                    "label": lambda values, event=event: filters.has_labels(event.attributes, values),
-                }
-                if all(tests[name](list(values)) for name, values in wanted.items()):
-                    body = {
-                        "Type": event.kind,
-                        "Action": event.action,
-                        "Actor": {"ID": event.id, "Attributes": dict(event.attributes)},
-                        "scope": "local",
-                        "time": int(event.time),
-                        "timeNano": int(event.time * 1e9),
-                        "status": event.action,
-                        "id": event.id,
-                    }
-                    yield msgspec.json.encode(body) + b"\n"
+        happened = self._engine.events()
 
-        return Response.stream(pieces(), headers={"Content-Type": "application/json"})
+        async def pieces() -> AsyncIterator[bytes]:
+            async for event in happened:
+                if filters.matches_event(event, wanted):
+                    yield msgspec.json.encode(answers.event(event)) + b"\n"
+
+        return Response.stream(pieces(), headers={"Content-Type": "application/json"}, live=True)

@@ -1,12 +1,13 @@
 """Docker's filters: `{"label": ["a=b"]}` or `{"label": {"a=b": true}}`, and what each means for a container or an image."""
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from wherry.doors.docker.answers import familiar
-from wherry.engine.types import Container, Image
+from wherry.engine.types import Container, EngineEvent, Image
 from wherry.errors import BadRequest
 
 Filters = Mapping[str, Sequence[str]]
@@ -18,7 +19,7 @@ def parse(text: str | None, known: Sequence[str]) -> Filters:
         return {}
     try:
         raw = msgspec.json.decode(text, type=dict[str, dict[str, bool] | list[str]])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise BadRequest(f"invalid filter: {error}") from None
     for name in raw:
         if name not in known:
@@ -46,7 +47,7 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
     end = container.exit
     tests = {
         "id": lambda values: any(container.id.startswith(each) for each in values),
-        "name": lambda values: any(each.lstrip("/^").rstrip("$") in container.name for each in values),
+        "name": lambda values: any(_name_matches(each, container.name) for each in values),
         "label": lambda values: has_labels(container.spec.labels, values),
         "status": lambda values: container.state.value in values,
         "ancestor": lambda values: any(
@@ -59,6 +60,24 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
         "exited": lambda values: end is not None and str(end.code) in values,
     }
     return all(tests[name](values) for name, values in filters.items())
+
+
+STATUSES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
+
+
+def check_statuses(filters: Filters) -> None:
+    """Raise BadRequest for a status that no container ever has."""
+    for value in filters.get("status", ()):
+        if value not in STATUSES:
+            raise BadRequest(f"invalid filter 'status={value}': one of {', '.join(STATUSES)}")
+
+
+def _name_matches(pattern: str, name: str) -> bool:
+    """Docker takes a regular expression, with or without the leading slash; what is none is taken literally."""
+    try:
+        return bool(re.search(pattern, name) or re.search(pattern, f"/{name}"))
+    except re.error:
+        return pattern in name
 
 
 IMAGE = ("label", "reference", "dangling")
@@ -80,3 +99,19 @@ def matches_image(image: Image, filters: Filters) -> bool:
         ):
             return False
     return True
+
+
+EVENT = ("type", "event", "container", "image", "label")
+
+
+def matches_event(event: EngineEvent, filters: Filters) -> bool:
+    """Whether an event passes."""
+    said = event.attributes
+    tests = {
+        "type": lambda values: event.kind in values,
+        "event": lambda values: event.action in values,
+        "container": lambda values: any(event.id.startswith(each) or said.get("name") == each for each in values),
+        "image": lambda values: bool({familiar(said.get("image", event.id)), event.id} & set(values)),
+        "label": lambda values: has_labels(said, values),
+    }
+    return all(tests[name](values) for name, values in filters.items())

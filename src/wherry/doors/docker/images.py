@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -10,10 +11,13 @@ import msgspec
 
 from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import flag
-from wherry.engine.types import Engine, Image
+from wherry.doors.docker.engine import DockerEngine
+from wherry.engine.types import Image
 from wherry.errors import BadRequest, NotFound, Unsupported, WherryError
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
+
+log = logging.getLogger(__name__)
 
 LINES = 1000
 """Progress lines that may wait for a slow client; the oldest give way."""
@@ -41,7 +45,7 @@ class Build(Protocol):
 class Images:
     """The handlers."""
 
-    def __init__(self, engine: Engine, build: Build) -> None:
+    def __init__(self, engine: DockerEngine, build: Build) -> None:
         self._engine = engine
         self._build = build
 
@@ -50,6 +54,9 @@ class Images:
         return (
             Route("GET", "/images/json", self._list),
             Route("POST", "/images/create", self._create),
+            Route("POST", "/images/load", self._load),
+            Route("GET", "/images/get", self._save),
+            Route("GET", "/images/{name:path}/get", self._save),
             Route("GET", "/images/{name:path}/json", self._inspect),
             Route("GET", "/images/{name:path}/history", self._history),
             Route("POST", "/images/{name:path}/push", self._push),
@@ -81,6 +88,25 @@ class Images:
 
     async def _history(self, request: Request) -> Response:
         return Response.json(answers.history_of(await self._find(request.params["name"])))
+
+    async def _load(self, request: Request) -> Response:
+        async def work(say: Callable[[Any], None]) -> None:
+            for image in await self._engine.load(request.stream()):
+                for name in image.names:
+                    say({"stream": f"Loaded image: {answers.familiar(name)}\n"})
+                if not image.names:
+                    say({"stream": f"Loaded image ID: {image.id}\n"})
+
+        return _streamed(work)
+
+    async def _save(self, request: Request) -> Response:
+        names = [request.params["name"]] if "name" in request.params else request.all("names")
+        names = [each for name in names for each in name.split(",") if each]
+        if not names:
+            raise BadRequest("names: no image is named")
+        for name in names:
+            await self._find(name)
+        return Response.stream(self._engine.save(names), headers={"Content-Type": "application/x-tar"})
 
     async def _tag(self, request: Request) -> Response:
         image = await self._find(request.params["name"])
@@ -220,6 +246,10 @@ def _streamed(work: Callable[[Callable[[Any], None]], Awaitable[None]]) -> Respo
             except WherryError as error:
                 message = {"errorDetail": {"message": error.message}, "error": error.message}
                 put(msgspec.json.encode(message) + b"\r\n")
+            except Exception:  # the head is sent: the only place left to say so
+                log.exception("docker: a transfer or build failed")
+                text = "an unexpected condition; the engine's log says more"
+                put(msgspec.json.encode({"errorDetail": {"message": text}, "error": text}) + b"\r\n")
             finally:
                 put(None)
 

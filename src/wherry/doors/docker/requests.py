@@ -3,30 +3,58 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, Mount, SandboxSpec
 from wherry.errors import BadRequest, Unsupported
 
 Json = Mapping[str, Any]
 
-READ = frozenset(
-    {
-        "Image", "Cmd", "Entrypoint", "Env", "WorkingDir", "User", "Hostname", "Labels", "Tty", "OpenStdin", "StdinOnce",
-        "StopSignal", "StopTimeout", "HostConfig", "NetworkingConfig",
-    }
-)  # fmt: skip
-"""Fields of the body that are carried out."""
+_Words = str | list[str] | None
+_Number = int | float | None
 
-INFORMATIVE = frozenset({"AttachStdin", "AttachStdout", "AttachStderr", "ExposedPorts", "ArgsEscaped"})
-"""Fields that change nothing for the engine: the client's own choice of streams, ports that an image merely names."""
+BODY: Mapping[str, Any] = {
+    "Image": str | None, "Cmd": _Words, "Entrypoint": _Words, "Env": list[str] | None, "WorkingDir": str | None,
+    "User": str | None, "Hostname": str | None, "Labels": dict[str, str] | None, "Tty": bool | None,
+    "OpenStdin": bool | None, "StdinOnce": bool | None, "StopSignal": str | None, "StopTimeout": int | None,
+    "Volumes": dict[str, Any] | None, "HostConfig": dict[str, Any] | None, "NetworkingConfig": dict[str, Any] | None,
+    "AttachStdin": bool | None, "AttachStdout": bool | None, "AttachStderr": bool | None,
+    "ExposedPorts": dict[str, Any] | None, "ArgsEscaped": bool | None,
+}  # fmt: skip
+"""Fields of the body that we know, with their types. The last five change nothing for the engine: the client's own choice
+of streams, ports that an image merely names."""
 
-READ_HOST = frozenset(
-    {
-        "Binds", "Mounts", "Tmpfs", "NetworkMode", "AutoRemove", "RestartPolicy", "Memory", "MemorySwap", "NanoCpus",
-        "NanoCPUs",
-        "CpuShares", "CpuQuota", "CpuPeriod", "CpusetCpus", "PidsLimit", "CapAdd", "CapDrop", "Privileged", "ReadonlyRootfs",
-        "SecurityOpt", "Dns", "DnsSearch", "DnsOptions", "ExtraHosts", "PidMode", "IpcMode", "LogConfig", "GroupAdd", "Sysctls",
-    }
-)  # fmt: skip
+HOST: Mapping[str, Any] = {
+    "Binds": list[str] | None, "Mounts": list[dict[str, Any]] | None, "Tmpfs": dict[str, str] | None,
+    "NetworkMode": str | None, "AutoRemove": bool | None, "RestartPolicy": dict[str, Any] | None, "Memory": _Number,
+    "MemorySwap": _Number, "NanoCpus": _Number, "NanoCPUs": _Number, "CpuShares": _Number, "CpuQuota": _Number,
+    "CpuPeriod": _Number, "CpusetCpus": str | None, "PidsLimit": _Number, "CapAdd": list[str] | None,
+    "CapDrop": list[str] | None, "Privileged": bool | None, "ReadonlyRootfs": bool | None,
+    "SecurityOpt": list[str] | None, "Dns": list[str] | None, "DnsSearch": list[str] | None,
+    "DnsOptions": list[str] | None, "ExtraHosts": list[str] | None, "PidMode": str | None, "IpcMode": str | None,
+    "LogConfig": dict[str, Any] | None, "GroupAdd": list[str | int] | None, "Sysctls": dict[str, str] | None,
+}  # fmt: skip
+"""Fields of HostConfig that are carried out."""
+
+EXEC: Mapping[str, Any] = {
+    "AttachStdin": bool | None, "AttachStdout": bool | None, "AttachStderr": bool | None, "Tty": bool | None,
+    "Cmd": _Words, "Env": list[str] | None, "WorkingDir": str | None, "User": str | None, "Privileged": bool | None,
+    "DetachKeys": str | None, "Detach": bool | None, "ConsoleSize": list[int] | None, "Container": str | None,
+}  # fmt: skip
+"""Fields of an exec that are carried out, or that only repeat what is known."""
+
+OPTIONS: Mapping[str, str] = {
+    "PortBindings": "published ports (-p)", "PublishAllPorts": "published ports (-P)", "Init": "--init",
+    "Healthcheck": "health checks of containers", "VolumesFrom": "--volumes-from", "Links": "--link",
+    "Devices": "--device", "DeviceRequests": "--gpus", "Ulimits": "--ulimit", "UsernsMode": "--userns",
+    "ContainerIDFile": "--cidfile", "OomScoreAdj": "--oom-score-adj", "OomKillDisable": "--oom-kill-disable",
+    "CgroupParent": "--cgroup-parent", "Runtime": "--runtime", "BlkioWeight": "--blkio-weight",
+    "StorageOpt": "--storage-opt", "VolumeDriver": "--volume-driver", "Domainname": "--domainname",
+    "MacAddress": "--mac-address", "ShmSize": "--shm-size", "MemoryReservation": "--memory-reservation",
+    "CpusetMems": "--cpuset-mems", "UTSMode": "--uts", "CgroupnsMode": "--cgroupns", "Isolation": "--isolation",
+    "MemorySwappiness": "--memory-swappiness",
+}  # fmt: skip
+"""What people call the fields that are refused."""
 
 HARMLESS: Mapping[str, Sequence[Any]] = {
     "ConsoleSize": (),
@@ -34,28 +62,25 @@ HARMLESS: Mapping[str, Sequence[Any]] = {
     "Isolation": ("default",),
     "ShmSize": (67108864,),
     "CgroupnsMode": ("private", "host"),
-    "UTSMode": (),
-    "MaskedPaths": (),
-    "ReadonlyPaths": (),
-    "OomScoreAdj": (),
-    "MacAddress": (),
 }
 """Fields of HostConfig that clients send by default, with the values that ask for nothing (besides the empty ones)."""
-
-HIJACK = "application/vnd.docker.raw-stream"
 
 
 def _is_empty(value: Any) -> bool:
     return value is None or value == "" or value == 0 or value == [] or value == {} or value == [0, 0]
 
 
-def _refuse_unknown(body: Json, known: frozenset[str], where: str) -> None:
+def _check(body: Json, known: Mapping[str, Any], where: str) -> None:
+    """Refuse what we do not have by its name (Unsupported), and what has another type than Docker's (BadRequest)."""
     for name, value in body.items():
-        if name in known or _is_empty(value) or name == "ConsoleSize":
-            continue
-        if name in HARMLESS and value in HARMLESS[name]:
-            continue
-        raise Unsupported(f"{where}{name} is not supported by wherry: {value!r}")
+        if name in known:
+            try:
+                msgspec.convert(value, known[name])
+            except msgspec.ValidationError as error:
+                raise BadRequest(f"{where}{name}: {error}") from None
+        elif not _is_empty(value) and name != "ConsoleSize" and value not in HARMLESS.get(name, ()):
+            called = f" ({OPTIONS[name]})" if name in OPTIONS else ""
+            raise Unsupported(f"{where}{name}{called} is not supported by wherry: {value!r}; see SCOPE.md")
 
 
 def words(value: Any) -> Sequence[str] | None:
@@ -69,9 +94,9 @@ def words(value: Any) -> Sequence[str] | None:
 
 def container_spec(body: Json, name: str) -> ContainerSpec:
     """Read `POST /containers/create`. Raises BadRequest for what cannot be read, Unsupported for what we do not have."""
-    _refuse_unknown(body, READ | INFORMATIVE | {"Volumes"}, "")
+    _check(body, BODY, "")
     host: Json = body.get("HostConfig") or {}
-    _refuse_unknown(host, READ_HOST, "HostConfig.")
+    _check(host, HOST, "HostConfig.")
     _check_networking(body.get("NetworkingConfig") or {}, host)
     image = body.get("Image")
     if not image:
@@ -122,9 +147,14 @@ def _capability(name: str) -> str:
 
 
 def _check_networking(config: Json, host: Json) -> None:
-    for name, endpoint in (config.get("EndpointsConfig") or {}).items():
+    endpoints = config.get("EndpointsConfig") or {}
+    if not isinstance(endpoints, dict):
+        raise BadRequest("NetworkingConfig.EndpointsConfig: an object is wanted")
+    for name, endpoint in endpoints.items():
         if name not in ("default", "bridge", host.get("NetworkMode")):
             raise Unsupported(f"NetworkingConfig: network {name!r}: networks of one's own are not supported yet")
+        if endpoint is not None and not isinstance(endpoint, dict):
+            raise BadRequest(f"NetworkingConfig.EndpointsConfig.{name}: an object is wanted")
         for field, value in (endpoint or {}).items():
             if not _is_empty(value) and field not in ("NetworkID", "GwPriority"):
                 raise Unsupported(f"NetworkingConfig.EndpointsConfig.{name}.{field} is not supported by wherry")
@@ -176,6 +206,10 @@ def _limits(host: Json) -> Limits:
     memory = int(host.get("Memory") or 0)
     if memory and memory < 6 * 1024 * 1024:
         raise BadRequest("Minimum memory limit allowed is 6MB")
+    if swap > 0 and not memory:
+        raise BadRequest("You should always set the Memory limit when using Memoryswap limit, see usage")
+    if swap > 0 and swap < memory:
+        raise BadRequest("Minimum memoryswap limit should be larger than memory limit, see usage")
     return Limits(
         cpu_quota_us=quota or None,
         cpu_period_us=period,
@@ -190,7 +224,10 @@ def _limits(host: Json) -> Limits:
 def _restart(policy: Json) -> str:
     name = str(policy.get("Name") or "no")
     if name == "on-failure":
-        return f"on-failure:{int(policy.get('MaximumRetryCount') or 0)}"
+        most = policy.get("MaximumRetryCount") or 0
+        if not isinstance(most, int) or most < 0:
+            raise BadRequest(f"HostConfig.RestartPolicy.MaximumRetryCount: {most!r} is not a number of times")
+        return f"on-failure:{most}"
     if name not in ("no", "always", "unless-stopped"):
         raise BadRequest(f"invalid restart policy: {name!r}")
     return name
@@ -200,7 +237,8 @@ def _log_driver(config: Json) -> str:
     driver = str(config.get("Type") or "json-file")
     if driver not in ("json-file", "local", "none"):
         raise Unsupported(f"HostConfig.LogConfig.Type {driver!r}: json-file, local and none are supported")
-    for option in config.get("Config") or {}:
+    options = config.get("Config") or {}
+    for option in options if isinstance(options, dict) else [options]:
         raise Unsupported(
             f"HostConfig.LogConfig.Config: option {option!r} is not supported; logs rotate at 10 MiB, 5 files"
         )
@@ -221,11 +259,14 @@ def _mounts(body: Json, host: Json) -> Sequence[Mount]:
         ]
         if unknown or kind not in ("bind", "volume", "tmpfs"):
             raise Unsupported(f"HostConfig.Mounts: {', '.join(unknown) or f'type {kind!r}'} is not supported by wherry")
-        size = (mount.get("TmpfsOptions") or {}).get("SizeBytes")
+        tmpfs = mount.get("TmpfsOptions") or {}
+        size = tmpfs.get("SizeBytes") if isinstance(tmpfs, dict) else None
         options = [f"size={size}"] if size else []
         source, target = str(mount.get("Source") or ""), str(mount.get("Target") or "")
         if not target.startswith("/"):
             raise BadRequest(f"invalid mount target, must be an absolute path: {target!r}")
+        if kind == "bind" and not source.startswith("/"):
+            raise BadRequest(f"invalid mount source, must be an absolute path: {source!r}")
         result.append(Mount(target, source, kind, bool(mount.get("ReadOnly")), options))
     for target, options in (host.get("Tmpfs") or {}).items():
         result.append(Mount(str(target), "", "tmpfs", False, [each for each in str(options).split(",") if each]))
@@ -249,15 +290,8 @@ def _bind(text: str) -> Mount:
 
 
 def exec_spec(body: Json) -> ExecSpec:
-    """Read `POST /containers/NAME/exec`."""
-    known = {"AttachStdin", "AttachStdout", "AttachStderr", "Tty", "Cmd", "Env", "WorkingDir", "User", "Privileged"}
-    for name, value in body.items():
-        if (
-            name not in known
-            and not _is_empty(value)
-            and name not in ("DetachKeys", "Detach", "ConsoleSize", "Container")
-        ):
-            raise Unsupported(f"{name} is not supported by wherry: {value!r}")
+    """Read `POST /containers/NAME/exec`. Raises BadRequest, Unsupported."""
+    _check(body, EXEC, "")
     argv = words(body.get("Cmd"))
     if not argv:
         raise BadRequest("No exec command specified")

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from wherry.clock import rfc3339_nano
 from wherry.engine.types import LogLine, Session
+from wherry.errors import WherryError
 from wherry.wire.streams import Stream
 
 KINDS = {"stdin": 0, "stdout": 1, "stderr": 2}
@@ -25,11 +27,12 @@ async def join(
     """
 
     async def inward() -> None:
-        while data := await stream.read(READ_BYTES):
+        with suppress(WherryError):  # the process reads no more: what it writes still counts
+            while data := await stream.read(READ_BYTES):
+                if stdin:
+                    await session.write(data)
             if stdin:
-                await session.write(data)
-        if stdin:
-            await session.close_stdin()
+                await session.close_stdin()
 
     wanted = {"stdout": stdout, "stderr": stderr}
     reader = asyncio.create_task(inward(), name="docker:stdin")
@@ -54,8 +57,6 @@ async def log_pieces(
     lines: AsyncIterator[LogLine], *, tty: bool, stdout: bool, stderr: bool, timestamps: bool, until: float
 ) -> AsyncIterator[bytes]:
     """A log as Docker sends it."""
-    from wherry.clock import rfc3339_nano
-
     fresh = True
     async for line in lines:
         if until and line.time > until:
