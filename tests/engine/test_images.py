@@ -39,6 +39,18 @@ async def test_an_image_in_use_stays(engine: LocalEngine) -> None:
     await engine.remove(made.id)
 
 
+async def test_an_image_goes_right_after_its_container(engine: LocalEngine) -> None:
+    """As builds do: what is left of the container behind does not keep the image."""
+    box = await engine.image("box:1")
+    nameless = await engine.commit_image({**box.config, "author": "a build"}, box.layers, [])
+    made = await engine.create(replace(spec("/bin/true"), image=nameless.id))
+    await engine.start(made.id)
+    await engine.wait(made.id)
+    await engine.remove(made.id)
+    assert await engine.remove_image(nameless.id, force=True) == [f"Deleted: {nameless.id}"]
+    assert nameless.id not in [image.id for image in await engine.images()]
+
+
 async def test_what_a_container_changed_becomes_a_layer(engine: LocalEngine, place: Place) -> None:
     made = await engine.create(spec("/bin/sh", "-c", "echo new > /tmp/new; rm /etc/not-a-program; mkdir -p /a/b"))
     await engine.start(made.id)

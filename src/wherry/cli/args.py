@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 Shape = Literal["flag", "value", "many", "number"]
+TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ def parse(spec: Spec, argv: Sequence[str]) -> Parsed:
     """Read the words of a command. Ends the program with help on --help, with exit code 2 on wrong words."""
     values: dict[str, Any] = {}
     for option in spec.options:
-        default: Any = [] if option.shape == "many" else False if option.shape == "flag" else option.default
+        values[option.name] = [] if option.shape == "many" else False if option.shape == "flag" else option.default
         if option.env and (found := os.environ.get("WHERRY_" + option.name.upper().replace("-", "_"))):
-            default = found if option.shape != "flag" else found.lower() in ("1", "true", "yes")
-        values[option.name] = default
+            _set(spec, values, option, found)
     longs = {option.name: option for option in spec.options}
     shorts = {option.short: option for option in spec.options if option.short}
     words: list[str] = []
@@ -97,7 +97,7 @@ def parse(spec: Spec, argv: Sequence[str]) -> Parsed:
             if option is None:
                 raise Usage(spec.name, f"unknown option --{name}{_nearest(name, longs)}")
             if option.shape == "flag":
-                values[name] = value.lower() in ("1", "true", "yes") if equals else True
+                _set(spec, values, option, value if equals else "true")
                 continue
             if not equals:
                 if not pending:
@@ -108,7 +108,7 @@ def parse(spec: Spec, argv: Sequence[str]) -> Parsed:
             _short(spec, values, shorts, word[1:], pending)
         else:
             words.append(word)
-            if spec.rest and len(words) >= max(1, spec.least):
+            if spec.rest:
                 words += pending
                 break
     if len(words) < spec.least or (spec.most is not None and len(words) > spec.most and not spec.rest):
@@ -135,8 +135,13 @@ def _short(spec: Spec, values: dict[str, Any], shorts: dict[str, Option], letter
 def _set(spec: Spec, values: dict[str, Any], option: Option, value: str) -> None:
     if option.choices and value not in option.choices:
         raise Usage(spec.name, f"--{option.name} {value!r}: one of {', '.join(option.choices)}")
-    if option.shape == "number":
-        if not value.lstrip("-").isdigit():
+    if option.shape == "flag":
+        if value.lower() not in TRUE + FALSE:
+            raise Usage(spec.name, f"--{option.name} {value!r}: true or false")
+        values[option.name] = value.lower() in TRUE
+    elif option.shape == "number":
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
             raise Usage(spec.name, f"--{option.name} {value!r}: not a whole number")
         values[option.name] = int(value)
     elif option.shape == "many":
@@ -163,16 +168,22 @@ def help_text(spec: Spec) -> str:
     lines = [f"Usage: wherry {spec.name} {spec.usage}".rstrip(), "", spec.summary, ""]
     if spec.options:
         lines.append("Options:")
-        for option in spec.options:
-            short = f"-{option.short}, " if option.short else "    "
-            value = "" if option.shape == "flag" else f" {option.metavar or option.name.upper().replace('-', '_')}"
+        heads = [_head(option) for option in spec.options]
+        width = min(30, max(len(head) for head in heads))
+        for head, option in zip(heads, spec.options, strict=True):
             more = f" ({', '.join(option.choices)})" if option.choices else ""
             more += f" [default: {option.default}]" if option.default not in (None, "", False) else ""
-            lines.append(f"  {short}--{option.name}{value:<14} {option.help}{more}")
+            lines.append(f"  {head:<{width}}  {option.help}{more}")
         lines.append("")
     if spec.examples:
         lines += ["Examples:", *(f"  {each}" for each in spec.examples), ""]
     return "\n".join(lines)
+
+
+def _head(option: Option) -> str:
+    short = f"-{option.short}, " if option.short else "    "
+    value = "" if option.shape == "flag" else f" {option.metavar or option.name.upper().replace('-', '_')}"
+    return f"{short}--{option.name}{value}"
 
 
 def _help(spec: Spec) -> NoReturn:

@@ -1,6 +1,7 @@
 """Commands about containers, in docker's words: run, ps, logs, exec, stop, kill, rm."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,7 @@ PS = Spec(
         Option("filter", "such as name=web, status=exited, label=a=b", "f", "many"),
         Option("format", "json, or table", default="table", choices=("table", "json")),
     ),
+    examples=("wherry ps -a", "wherry ps -q --filter label=app=web"),
 )  # fmt: skip
 LOGS = Spec(
     "logs", "Print the output of a container.", "[-f] [-n N] [-t] CONTAINER",
@@ -69,9 +71,9 @@ LOGS = Spec(
         Option("follow", "go on until it ends", "f", "flag"),
         Option("tail", "lines from the end", "n", default="all"),
         Option("timestamps", "with the time of each line", "t", "flag"),
-        Option("since", "seconds since 1970, or RFC 3339"),
+        Option("since", "seconds since 1970, or RFC 3339", metavar="TIME"),
     ),
-    least=1, most=1,
+    least=1, most=1, examples=("wherry logs -f web", "wherry logs -n 20 -t web"),
 )  # fmt: skip
 EXEC = Spec(
     "exec", "Run a command in a running container.", "[-i] [-t] CONTAINER COMMAND [ARG...]",
@@ -84,50 +86,69 @@ EXEC = Spec(
         Option("user", "name or uid[:gid]", "u"),
         Option("privileged", "with all capabilities", shape="flag"),
     ),
-    least=2, most=None, rest=True,
+    least=1, most=None, rest=True,
+    examples=("wherry exec web ls /", "wherry exec -it web sh", "wherry exec -i web tar -x < files.tar"),
 )  # fmt: skip
 STOP = Spec(
     "stop", "Stop containers.", "[-t SECONDS] CONTAINER...",
     (Option("time", "seconds before SIGKILL", "t", "number"),), least=1, most=None,
+    examples=("wherry stop -t 3 web",),
 )  # fmt: skip
 KILL = Spec(
     "kill", "Send a signal to containers.", "[-s SIGNAL] CONTAINER...",
     (Option("signal", "its name or number", "s", default="KILL"),), least=1, most=None,
+    examples=("wherry kill -s HUP web",),
 )  # fmt: skip
 RM = Spec(
     "rm", "Remove containers.", "[-f] CONTAINER...",
     (Option("force", "kill it first", "f", "flag"), Option("volumes", "with its anonymous volumes", "v", "flag")),
-    least=1, most=None,
+    least=1, most=None, examples=("wherry rm -f web",),
 )  # fmt: skip
 
 
 def size_bytes(text: str) -> int:
-    """Read docker's sizes: 64m, 1g, 512k, plain bytes."""
-    units = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    word = (
-        text.lower().removesuffix("ib").removesuffix("b")
-        if len(text) > 1 and text[-2:].lower() != "b"
-        else text.lower()
-    )
-    number, unit = (word[:-1], units[word[-1]]) if word and word[-1] in units else (word, 1)
-    try:
-        return int(float(number) * unit)
-    except ValueError:
-        raise Usage("run", f"size {text!r}: such as 64m, 1g") from None
+    """Read docker's sizes: 64m, 1g, 512kb, 1.5gib, plain bytes."""
+    import re
+
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kmgt]?)(?:i?b)?", text.lower(), re.ASCII)
+    if found is None:
+        raise Usage("run", f"size {text!r}: such as 64m, 1g")
+    return int(float(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}[found[2]])
+
+
+def _cores(text: str) -> int:
+    """Read a number of cores as billionths, as Docker has it."""
+    import re
+
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?|\.[0-9]{1,9}", text, re.ASCII):
+        raise Usage("run", f"--cpus {text!r}: a number of cores, such as 0.5")
+    return round(float(text) * 1e9)
+
+
+def _restart(text: str) -> dict[str, Any]:
+    policy, colon, count = text.partition(":")
+    if colon and not (policy == "on-failure" and count.isascii() and count.isdigit()):
+        raise Usage("run", f"--restart {text!r}: no, always, unless-stopped, on-failure[:N]")
+    return {"Name": policy, "MaximumRetryCount": int(count or 0)}
 
 
 def _environment(args: Parsed) -> list[str]:
     result: list[str] = []
     for path in args.many("env-file"):
-        with open(path) as file:
-            lines = (line.strip() for line in file)
-            result += [line for line in lines if line and not line.startswith("#")]
-    for each in args.many("env"):
-        if "=" in each:
-            result.append(each)
-        elif each in os.environ:
-            result.append(f"{each}={os.environ[each]}")
-    return result
+        try:
+            with open(path) as file:
+                lines = [line.strip() for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"--env-file {path}: {getattr(error, 'strerror', None) or 'not text'}", 0, 125) from None
+        result += _passed_on([line for line in lines if line and not line.startswith("#")])
+    return result + _passed_on(args.many("env"))
+
+
+def _passed_on(words: Sequence[str]) -> list[str]:
+    """NAME=VALUE as it is; NAME alone gets our own value, if we have one."""
+    return [
+        each if "=" in each else f"{each}={os.environ[each]}" for each in words if "=" in each or each in os.environ
+    ]
 
 
 def _mount(text: str) -> dict[str, Any]:
@@ -152,11 +173,7 @@ def _body(args: Parsed) -> dict[str, Any]:
         )
     if args.flag("init"):
         raise Refused("--init is not supported yet (see SCOPE.md)", 0, 125)
-    policy, _, count = args.text("restart").partition(":")
-    binds = [
-        os.path.abspath(each) if each.startswith(".") and ":" not in each else _absolute(each)
-        for each in args.many("volume")
-    ]
+    volumes = args.many("volume")
     entrypoint = args["entrypoint"]
     return {
         "Image": args.words[0],
@@ -167,26 +184,27 @@ def _body(args: Parsed) -> dict[str, Any]:
         "User": args.text("user"),
         "Hostname": args.text("hostname"),
         "Labels": dict(pair(each) for each in args.many("label")),
+        "Volumes": {each: {} for each in volumes if ":" not in each},
         "Tty": args.flag("tty"),
         "OpenStdin": args.flag("interactive"),
         "StdinOnce": args.flag("interactive"),
         "StopSignal": args.text("stop-signal"),
         "StopTimeout": args["stop-timeout"],
         "HostConfig": {
-            "Binds": binds,
+            "Binds": [_absolute(each) for each in volumes if ":" in each],
             "Mounts": [_mount(each) for each in args.many("mount")],
             "Tmpfs": {each.partition(":")[0]: each.partition(":")[2] for each in args.many("tmpfs")},
             "NetworkMode": args.text("network"),
             "AutoRemove": args.flag("rm"),
             "Memory": size_bytes(args.text("memory")) if args["memory"] else 0,
-            "NanoCpus": int(float(args.text("cpus")) * 1e9) if args["cpus"] else 0,
+            "NanoCpus": _cores(args.text("cpus")) if args["cpus"] else 0,
             "PidsLimit": args["pids-limit"],
             "CapAdd": args.many("cap-add"),
             "CapDrop": args.many("cap-drop"),
             "Privileged": args.flag("privileged"),
             "ReadonlyRootfs": args.flag("read-only"),
             "SecurityOpt": args.many("security-opt"),
-            "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(count or 0)},
+            "RestartPolicy": _restart(args.text("restart")),
             "ExtraHosts": args.many("add-host"),
             "Dns": args.many("dns"),
         },
@@ -209,17 +227,19 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def _start_code(error: Refused) -> int:
-    if "executable file not found" in error.message or "no such file or directory" in error.message.lower():
+    message = error.message.lower()
+    if "executable file not found" in message:
         return 127
-    if "permission denied" in error.message.lower() or "is a directory" in error.message.lower():
-        return 126
-    return 125
+    return 126 if "permission denied" in message and message.startswith("exec:") else 125
 
 
 def _pull(image: str) -> None:
-    name, _, tag = image.rpartition(":") if ":" in image.rpartition("/")[2] else (image, "", "latest")
+    from wherry.cli.names import auth_header, split_name
+
+    name, tag = split_name(image)
     sys.stderr.write(f"pulling {image}\n")
-    show_progress(call("POST", "/images/create", query={"fromImage": name, "tag": tag}, timeout_s=None), quiet=True)
+    query = {"fromImage": name, "tag": tag}
+    show_progress(call("POST", "/images/create", query=query, headers=auth_header(name), timeout_s=None), quiet=True)
 
 
 def _run(args: Parsed) -> int:
@@ -236,7 +256,7 @@ def _run(args: Parsed) -> int:
         made = fetch("POST", "/containers/create", query=query, body=body)
     name = part(made["Id"])
     if args.flag("detach"):
-        call("POST", f"/containers/{name}/start").close()
+        _begin(name, remove=args.flag("rm"))
         sys.stdout.write(made["Id"] + "\n")
         return 0
     stdin, tty = args.flag("interactive"), args.flag("tty")
@@ -244,20 +264,49 @@ def _run(args: Parsed) -> int:
     attached = call("POST", f"/containers/{name}/attach", query=streams, headers=UPGRADE, timeout_s=None)
     condition = "removed" if args.flag("rm") else "next-exit"
     waiting = call("POST", f"/containers/{name}/wait", query={"condition": condition}, timeout_s=None)
-    try:
-        call("POST", f"/containers/{name}/start").close()
-    except Refused:
-        if args.flag("rm"):
-            call("DELETE", f"/containers/{name}", query={"force": 1}).close()
-        raise
+    _begin(name, remove=args.flag("rm"))
 
     def resize(rows: int, columns: int) -> None:
         call("POST", f"/containers/{name}/resize", query={"h": rows, "w": columns}).close()
 
-    _joined(attached, tty=tty, stdin=stdin, resize=resize)
-    import json
+    with _signals_passed_on(name):
+        _joined(attached, tty=tty, stdin=stdin, resize=resize)
+        import json
 
-    return int(json.loads(waiting.read())["StatusCode"])
+        return int(json.loads(waiting.read())["StatusCode"])
+
+
+def _begin(name: str, *, remove: bool) -> None:
+    """Start it; where that fails and it was to be removed at its end, this is its end."""
+    try:
+        call("POST", f"/containers/{name}/start").close()
+    except Refused:
+        if remove:
+            call("DELETE", f"/containers/{name}", query={"force": 1}).close()
+        raise
+
+
+class _signals_passed_on:
+    """While entered, the signals that would end us go to the container instead; we end when it does."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._pass_on) for number in self.NUMBERS}
+
+    def _pass_on(self, number: int, _: object) -> None:
+        try:
+            call("POST", f"/containers/{self._name}/kill", query={"signal": signal.Signals(number).name}).close()
+        except Refused:  # it has just ended
+            return
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _joined(answer: Any, *, tty: bool, stdin: bool, resize: Any) -> None:
@@ -272,9 +321,11 @@ def exec_command(argv: Sequence[str]) -> int:
     """`wherry exec`."""
     args = parse(EXEC, argv)
     stdin, tty = args.flag("interactive"), args.flag("tty")
+    if len(args.words) < 2:
+        raise Usage("exec", f"usage: wherry exec {EXEC.usage}")
     body = {
         "Cmd": args.words[1:], "AttachStdin": stdin, "AttachStdout": True, "AttachStderr": True, "Tty": tty,
-        "Env": args.many("env"), "WorkingDir": args.text("workdir"), "User": args.text("user"),
+        "Env": _passed_on(args.many("env")), "WorkingDir": args.text("workdir"), "User": args.text("user"),
         "Privileged": args.flag("privileged"),
     }  # fmt: skip
     try:
@@ -296,7 +347,7 @@ def exec_command(argv: Sequence[str]) -> int:
         return int(found["ExitCode"] or 0)
     except Refused as error:
         sys.stderr.write(f"wherry exec: {error.message}\n")
-        return _start_code(error) if error.status == 400 else 1
+        return error.exit_code if error.status else 125
 
 
 def ps_command(argv: Sequence[str]) -> int:

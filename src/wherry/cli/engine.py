@@ -4,11 +4,13 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from wherry.errors import WherryError
 from wherry.wire.blocking import Answer, request
 
 API = "/v1.47"
@@ -61,7 +63,10 @@ def call(
         fields.setdefault("Content-Type", "application/json")
     elif data is not None:
         content = data
-    answer = request(socket_path(), method, target, headers=fields, body=content, timeout_s=timeout_s)
+    try:
+        answer = request(socket_path(), method, target, headers=fields, body=content, timeout_s=timeout_s)
+    except WherryError as error:
+        raise Refused(error.message, 0) from None
     if answer.status >= 400:
         text = answer.read()
         answer.close()
@@ -120,6 +125,7 @@ def show_progress(answer: Answer, *, quiet: bool = False) -> dict[str, Any]:
 
 def demultiplex(chunks: Iterator[bytes], *, tty: bool) -> None:
     """Write a multiplexed stream (or, with a tty, a raw one) to our own output."""
+    sys.stdout.flush()
     buffer = b""
     for chunk in chunks:
         if tty:
@@ -136,7 +142,10 @@ def demultiplex(chunks: Iterator[bytes], *, tty: bool) -> None:
 
 def _write(fd: int, data: bytes) -> None:
     while data:
-        data = data[os.write(fd, data) :]
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:  # somebody made our output non-blocking
+            select.select([], [fd], [])
 
 
 class Terminal:
@@ -178,33 +187,47 @@ class Terminal:
 def join(answer: Answer, *, tty: bool, stdin: bool) -> None:
     """Join our streams to a hijacked connection until the other side ends."""
     connection, first = answer.hijack()
-    connection.settimeout(None)
-    connection.setblocking(True)
-    reads_stdin = stdin
-
-    def pieces() -> Iterator[bytes]:
-        nonlocal reads_stdin
-        if first:
-            yield first
-        while True:
-            watched = [connection, 0] if reads_stdin else [connection]
-            readable, _, _ = select.select(watched, [], [])
-            if 0 in readable:
-                data = os.read(0, 32768)
-                if data:
-                    connection.sendall(data)
-                else:
-                    reads_stdin = False
-                    connection.shutdown(1)
-            if connection in readable:
-                data = connection.recv(65536)
-                if not data:
-                    return
-                yield data
-
+    connection.setblocking(False)
     try:
-        demultiplex(pieces(), tty=tty)
-    except ConnectionError:
-        return
+        demultiplex(_exchange(connection, first, reads_stdin=stdin), tty=tty)
     finally:
         connection.close()
+
+
+def _exchange(connection: socket.socket, first: bytes, *, reads_stdin: bool) -> Iterator[bytes]:
+    """Yield what comes, while stdin is sent as fast as the other side takes it: neither waits for the other."""
+    waiting = b""
+    if first:
+        yield first
+    while True:
+        read_from = [connection, 0] if reads_stdin and not waiting else [connection]
+        readable, writable, _ = select.select(read_from, [connection] if waiting else [], [])
+        try:
+            if 0 in readable:
+                waiting = _read_stdin()
+                if not waiting:
+                    reads_stdin = False
+                    connection.shutdown(socket.SHUT_WR)
+            elif writable:
+                waiting = waiting[connection.send(waiting) :]
+        except BlockingIOError:
+            continue
+        except OSError:  # the process reads no more; what it has written still comes
+            reads_stdin, waiting = False, b""
+        if connection in readable:
+            try:
+                data = connection.recv(65536)
+            except BlockingIOError:
+                continue
+            except ConnectionError:
+                return
+            if not data:
+                return
+            yield data
+
+
+def _read_stdin() -> bytes:
+    try:
+        return os.read(0, 32768)
+    except OSError:  # closed
+        return b""

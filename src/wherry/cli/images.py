@@ -8,6 +8,7 @@ from typing import IO, Any
 from wherry.cli.args import Option, Spec, Usage, pair, parse
 from wherry.cli.containers import table
 from wherry.cli.engine import Refused, call, fetch, part, show_progress
+from wherry.cli.names import auth_header, split_name
 
 BUILD = Spec(
     "build",
@@ -33,27 +34,26 @@ IMAGES = Spec(
         Option("no-trunc", "whole ids", shape="flag"),
         Option("format", "json, or table", default="table", choices=("table", "json")),
     ),
-    most=1,
+    most=1, examples=("wherry images", "wherry images -q web"),
 )  # fmt: skip
+QUIET = Option("quiet", "no progress", "q", "flag")
 PULL = Spec(
-    "pull", "Get an image from a registry.", "[-q] NAME[:TAG]", (Option("quiet", "no progress", "q", "flag"),), 1, 1
-)
+    "pull", "Get an image from a registry.", "[-q] NAME[:TAG]", (QUIET,), 1, 1,
+    examples=("wherry pull docker.io/library/busybox:1",),
+)  # fmt: skip
 PUSH = Spec(
-    "push", "Send an image to a registry.", "[-q] NAME[:TAG]", (Option("quiet", "no progress", "q", "flag"),), 1, 1
+    "push", "Send an image to a registry.", "[-q] NAME[:TAG]", (QUIET,), 1, 1,
+    examples=("wherry push $WHERRY_REGISTRY/web:1",),
+)  # fmt: skip
+TAG = Spec(
+    "tag", "Give an image one more name.", "IMAGE NAME[:TAG]", (), 2, 2, examples=("wherry tag web:1 web:stable",)
 )
-TAG = Spec("tag", "Give an image one more name.", "IMAGE NAME[:TAG]", (), 2, 2)
-RMI = Spec("rmi", "Remove images.", "[-f] IMAGE...", (Option("force", "all its names", "f", "flag"),), 1, None)
+RMI = Spec(
+    "rmi", "Remove images.", "[-f] IMAGE...", (Option("force", "all its names", "f", "flag"),), 1, None,
+    examples=("wherry rmi web:1",),
+)  # fmt: skip
 
 CHUNK_BYTES = 256 * 1024
-
-
-def split_name(text: str) -> tuple[str, str]:
-    """Split NAME[:TAG]; the tag is `latest` where none is given, a digest where there is one."""
-    if "@" in text:
-        name, _, digest = text.partition("@")
-        return name, digest
-    name, colon, tag = text.rpartition(":")
-    return (name, tag) if colon and "/" not in tag else (text, "latest")
 
 
 class _Pipe:
@@ -214,29 +214,6 @@ def push_command(argv: Sequence[str]) -> int:
     answer = call("POST", f"/images/{part(name)}/push", query={"tag": tag}, headers=auth_header(name), timeout_s=None)
     show_progress(answer, quiet=args.flag("quiet"))
     return 0
-
-
-def auth_header(name: str) -> dict[str, str]:
-    """The credentials that docker's own configuration has for the registry of an image."""
-    import base64
-    import json
-
-    host = (
-        name.partition("/")[0]
-        if "/" in name and set(name.partition("/")[0]) & set(".:")
-        else "https://index.docker.io/v1/"
-    )
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    try:
-        with open(os.path.join(folder, "config.json")) as file:
-            auth = json.load(file).get("auths", {}).get(host, {}).get("auth", "")
-        user, _, password = base64.b64decode(auth).decode().partition(":")
-    except (OSError, ValueError, AttributeError):
-        user = password = ""
-    if not user:
-        return {}
-    value = json.dumps({"username": user, "password": password, "serveraddress": host}).encode()
-    return {"X-Registry-Auth": base64.urlsafe_b64encode(value).decode()}
 
 
 def tag_command(argv: Sequence[str]) -> int:

@@ -75,21 +75,37 @@ def main() -> None:
 def _run(name: str, argv: list[str]) -> int:
     from importlib import import_module
 
-    module = import_module(COMMANDS[name][0])
-    command = getattr(module, f"{name}_command")
     try:
-        return int(command(argv) or 0)
+        command = getattr(import_module(COMMANDS[name][0]), f"{name}_command")
+        code = int(command(argv) or 0)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
-        return 130
+        return _leave(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+        return _leave(141)
     except Exception as error:
         if os.environ.get("WHERRY_DEBUG"):
             raise
-        message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+        message = getattr(error, "message", None) or _words_of(error)
         sys.stderr.write(f"wherry {name}: {message}\n")
         return int(getattr(error, "exit_code", 1))
+
+
+def _words_of(error: Exception) -> str:
+    """An error of the machine in words; the name of its class only where nothing better is known."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def _leave(code: int) -> int:
+    """End without a word more: nobody may be reading, and Python's own flush at the end would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Take an instance down, and look for what is left: also the sweep that the warden runs when its owner has died.
 
-`python -m wherry.daemon.down ROOT` sweeps: nothing is asked, everything of the instance on this machine goes, its state stays.
+`python -m wherry.daemon.down ROOT [RUN]` sweeps: nothing is asked, everything of the instance on this machine goes, its state stays.
 """
 
 import asyncio
@@ -109,4 +109,4 @@ def delete_node_object(instance: Instance, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sweep(Instance.at(sys.argv[1]))
+    sweep(Instance.at(*sys.argv[1:3]))

@@ -50,10 +50,15 @@ class Instance:
     id: str
 
     @classmethod
-    def at(cls, root: str | Path) -> "Instance":
-        """Name the instance of a root directory; nothing is made."""
+    def at(cls, root: str | Path, run: str | Path | None = None) -> "Instance":
+        """Name the instance of a root directory; nothing is made.
+
+        `run` is told to the processes of an instance: the server's has another user, and so would look elsewhere.
+        """
         path = Path(os.path.realpath(root))
         identity = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        if run is not None:
+            return cls(path, Path(run), identity)
         if os.geteuid() == 0:
             run = Path("/run/wherry")
         else:

@@ -1,6 +1,6 @@
 """One process of an instance: the roles named on its command line, until SIGTERM.
 
-`python -m wherry.daemon.main ROOT ROLE... [--node=NAME]` with the roles `server`, `registry`, `engine`, `agent`.
+`python -m wherry.daemon.main ROOT ROLE... [--node=NAME] [--run=DIR]` with the roles `server`, `registry`, `engine`, `agent`.
 """
 
 import asyncio
@@ -70,13 +70,14 @@ def _settle() -> None:
 
 def main() -> None:
     """Read the command line, run, and exit: 0 in order, 1 for an error that restarting may cure."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--node=")]
-    node = next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("--node=")), "")
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
+    node = options.get("node", "")
     logging.basicConfig(
         stream=sys.stderr, level=os.environ.get("WHERRY_LOG_LEVEL", "INFO").upper(),
         format="%(asctime)s.%(msecs)03d %(levelname).1s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S",
     )  # fmt: skip
-    instance = Instance.at(Path(words[0]))
+    instance = Instance.at(Path(words[0]), options.get("run"))
     os.umask(0o022)
     try:
         plan = instance.load()

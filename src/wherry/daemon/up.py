@@ -224,7 +224,7 @@ def _role(instance: Instance, name: str, words: Sequence[str], *, uid: int = 0, 
     cgroup = networks.role_cgroup(instance, name)
     return {
         "name": name,
-        "argv": [sys.executable, "-m", "wherry.daemon.main", str(instance.root), *words],
+        "argv": [sys.executable, "-m", "wherry.daemon.main", str(instance.root), f"--run={instance.run}", *words],
         "env": environment(),
         "uid": uid,
         "gid": gid,
@@ -242,7 +242,7 @@ def _start_warden(instance: Instance, plan: Plan, owner_fd: int | None) -> None:
         "id": instance.id,
         "run": str(instance.run),
         "owner_fd": owner_fd,
-        "sweep": [sys.executable, "-m", "wherry.daemon.down", str(instance.root)],
+        "sweep": [sys.executable, "-m", "wherry.daemon.down", str(instance.root), str(instance.run)],
         "roles": roles_of(instance, plan),
     }
     path = instance.run / "warden.json"

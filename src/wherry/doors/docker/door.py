@@ -14,7 +14,7 @@ from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import Containers
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.images import Build, Images
-from wherry.errors import BadRequest, Broken, Invalid, NotFound, Unsupported, WherryError
+from wherry.errors import BadRequest, Broken, Invalid, MethodNotAllowed, NotFound, Unsupported, WherryError
 from wherry.wire.envelopes import docker_error, status_of
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route, Router
@@ -82,11 +82,13 @@ class DockerDoor:
                     return Response.json(docker_error(message), status=503)
             try:
                 handler, request.params = self._router.match(request.method, path)
-            except NotFound:
+            except (NotFound, MethodNotAllowed) as error:
                 if LATER.fullmatch(path):
                     raise Unsupported(
                         f"{request.method} {path} is not supported by wherry yet (see SCOPE.md)"
                     ) from None
+                if isinstance(error, MethodNotAllowed):
+                    raise
                 raise NotFound("page not found") from None
             response = await handler(request)
         except WherryError as error:
