@@ -33,6 +33,23 @@ HOST_FIELDS = (
 )  # fmt: skip
 """Fields of `POST /containers/create`. Source: Docker Engine API 1.47, ContainerConfig and HostConfig."""
 
+DOCKER_PATHS = tuple(
+    f"{method:<7}{path}"
+    for method, path in (
+        ("POST", "/auth"), ("GET", "/system/df"), ("POST", "/commit"), ("POST", "/session"), ("POST", "/build/prune"),
+        ("GET", "/containers/{id}/top"), ("GET", "/containers/{id}/changes"), ("GET", "/containers/{id}/export"),
+        ("GET", "/containers/{id}/stats"), ("POST", "/containers/{id}/update"), ("POST", "/containers/{id}/rename"),
+        ("POST", "/containers/{id}/pause"), ("POST", "/containers/{id}/unpause"), ("GET", "/containers/{id}/attach/ws"),
+        ("HEAD", "/containers/{id}/archive"), ("GET", "/containers/{id}/archive"), ("PUT", "/containers/{id}/archive"),
+        ("POST", "/containers/prune"), ("GET", "/images/search"), ("POST", "/images/prune"), ("GET", "/images/{name}/get"),
+        ("GET", "/images/get"), ("POST", "/images/load"), ("POST", "/networks/create"), ("DELETE", "/networks/{id}"),
+        ("POST", "/networks/{id}/connect"), ("POST", "/networks/{id}/disconnect"), ("POST", "/networks/prune"),
+        ("GET", "/volumes"), ("POST", "/volumes/create"), ("GET", "/volumes/{name}"), ("DELETE", "/volumes/{name}"),
+        ("POST", "/volumes/prune"), ("GET", "/plugins"), ("GET", "/distribution/{name}/json"),
+    )
+)  # fmt: skip
+"""Paths of the same API beyond Swarm's that not every engine has to have."""
+
 
 def listed(words: Iterable[str]) -> str:
     """Words as code, with commas."""
@@ -61,7 +78,7 @@ def command_table() -> str:
 
 
 def routes(folder: str) -> str:
-    """Every `Route(METHOD, PATH, ...)` in the sources of a folder, in order."""
+    """Every `Route(METHOD, PATH, HANDLER)` in the sources of a folder whose handler does more than refuse."""
     found: list[str] = []
     for path in sorted((ROOT / "src/wherry" / folder).glob("*.py")):
         tree = ast.parse(path.read_text())
@@ -72,8 +89,15 @@ def routes(folder: str) -> str:
             and isinstance(node.targets[0], ast.Name)
             and isinstance(node.value, ast.Constant)
         }
+        refusing = {
+            node.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AsyncFunctionDef) and all(isinstance(each, ast.Raise) for each in node.body)
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Route":
+                if isinstance(node.args[2], ast.Attribute) and node.args[2].attr in refusing:
+                    continue
                 words = [
                     each.value if isinstance(each, ast.Constant) else named.get(getattr(each, "id", ""))
                     for each in node.args[:2]
@@ -84,16 +108,36 @@ def routes(folder: str) -> str:
 
 
 def docker_fields() -> tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]]:
-    """Fields of a new container that the Docker door carries out, and those it refuses: of the config, of HostConfig."""
-    from wherry.doors.docker import requests
+    """Fields of a new container that the Docker door reads, and those it refuses: of the config, then of HostConfig.
 
-    known = requests.READ | requests.INFORMATIVE | {"Volumes"}
+    It is asked for each with a value of no possible type: known fields complain of the type, others are refused by name.
+    """
+    from wherry.doors.docker.requests import container_spec
+    from wherry.errors import Unsupported, WherryError
+
+    def is_refused(body: Mapping[str, object]) -> bool:
+        try:
+            container_spec({"Image": "web:1", **body}, "one")
+        except Unsupported:
+            return True
+        except WherryError:
+            return False
+        return False
+
+    config = {name: is_refused({name: [["asked for"]]}) for name in CONFIG_FIELDS}
+    host = {name: is_refused({"HostConfig": {name: [["asked for"]]}}) for name in HOST_FIELDS}
     return (
-        [name for name in CONFIG_FIELDS if name in known],
-        [name for name in CONFIG_FIELDS if name not in known],
-        [name for name in HOST_FIELDS if name in requests.READ_HOST],
-        [name for name in HOST_FIELDS if name not in requests.READ_HOST],
+        [name for name, refused in config.items() if not refused],
+        [name for name, refused in config.items() if refused],
+        [name for name, refused in host.items() if not refused],
+        [name for name, refused in host.items() if refused],
     )
+
+
+def docker_paths() -> Sequence[str]:
+    """Docker's paths that have no route."""
+    there = {re.sub(r"{[^}]*}", "*", line) for line in routes("doors/docker").splitlines()}
+    return [each for each in DOCKER_PATHS if re.sub(r"{[^}]*}", "*", each) not in there]
 
 
 def docker_carried() -> str:
@@ -104,15 +148,20 @@ def docker_carried() -> str:
 
 def docker_refused() -> str:
     """What is refused."""
-    from wherry.doors.docker import door
+    from wherry.doors.docker import door, requests
+
+    called: Mapping[str, str] = getattr(requests, "OPTIONS", {})
+
+    def named(fields: Sequence[str]) -> str:
+        return ", ".join(f"`{name}` ({called[name]})" if name in called else f"`{name}`" for name in fields) or "none"
 
     _, config, _, host = docker_fields()
     lines = [
-        f"- fields of a new container: {listed(config)}",
-        f"- fields of its `HostConfig`: {listed(host)}",
+        f"- fields of a new container: {named(config)}",
+        f"- fields of its `HostConfig`: {named(host)}",
         f"- options of a build: {listed(build_options())}",
-        f"- paths: {listed(getattr(door, 'LATER', ()))}",
-        f"- Swarm's paths, with Docker's own words for an engine that is in no swarm: {listed(getattr(door, 'SWARM', ()))}",
+        f"- paths: {listed(re.sub(r' +', ' ', each) for each in docker_paths())}",
+        f"- Swarm's paths, with Docker's own words for an engine that is in no swarm: {listed(door.SWARM)}",
     ]
     return "\n".join(lines)
 
@@ -176,6 +225,17 @@ def dockerfile() -> str:
     )
 
 
+def settings() -> str:
+    """The settings that files may have."""
+    from wherry.config import SETTINGS
+
+    rows = ["| Key | Default | Values | Meaning |", "|---|---|---|---|"]
+    for each in SETTINGS:
+        default = "" if each.default is None else f"`{each.default}`"
+        rows.append(f"| `{each.name}` | {default} | {', '.join(each.choices)} | {each.help} |")
+    return "\n".join(rows)
+
+
 def checks() -> str:
     """What `wherry doctor` looks at, in its order."""
     from wherry.daemon.doctor import examine
@@ -201,6 +261,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "refused kinds": refused_kinds,
     "controllers": controllers,
     "dockerfile": dockerfile,
+    "settings": settings,
     "checks": checks,
 }
 

@@ -12,7 +12,6 @@ import pytest
 from tests.daemon.conftest import Wherry
 from tests.traces import processes, traces
 
-from wherry.clock import machine
 from wherry.daemon.doctor import CHECKS, Grade, examine
 from wherry.daemon.instance import Instance
 
@@ -30,7 +29,6 @@ def test_from_up_to_down_and_up_again(wherry: Wherry) -> None:
     table = wherry("status")
     assert f"instance  {first['id']}  {wherry.root}" in table
     assert "state     ready" in table
-    assert "up already" in wherry.up("--simulated", "2", ) if False else True
     again = wherry("up", "--detach", "--simulated", "2", code=1)
     assert "the instance is up already" in again
     env = dict(line.removeprefix("export ").split("=", 1) for line in wherry("env").splitlines())
@@ -163,10 +161,10 @@ def test_doctor_says_what_why_and_the_fix(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_doctor_as_a_command(wherry: Wherry) -> None:
-    lines = wherry("doctor", code=0).splitlines() if os.geteuid() == 0 else []
+    lines = wherry("doctor").splitlines()
+    assert lines[0].startswith("PASS  python")
     for before, line in zip(lines, lines[1:], strict=False):
         if before.startswith(("WARN", "FAIL")):
             assert line.strip().startswith("why: ")
     document = wherry("doctor", "-o", "json")
     assert {"name", "grade", "seen"} <= json.loads(document)[0].keys()
-    machine.pause(0)

@@ -66,6 +66,22 @@ def test_what_scope_lists_as_refused_by_docker_is_refused(generate: ModuleType) 
             container_spec({"Image": "web:1", "HostConfig": {field: "asked for"}}, "one")
 
 
+async def test_what_scope_lists_as_refused_paths_of_docker_is_refused(generate: ModuleType) -> None:
+    from typing import Any, cast
+
+    from wherry.clock import RealClock
+    from wherry.doors.docker.door import DockerDoor
+    from wherry.wire.http import Request
+
+    door = DockerDoor(cast("Any", None), cast("Any", None), clock=RealClock(), node="node-1")
+    seen: dict[str, int] = {}
+    for each in generate.docker_paths():
+        method, path = each.split()
+        answer = await door.handle(Request.local(method, path.replace("{id}", "a").replace("{name}", "a")))
+        seen[each] = answer.status
+    assert {each: status for each, status in seen.items() if status != 501} == {}
+
+
 def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs/README.md"
     told = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}

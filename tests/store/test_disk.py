@@ -179,7 +179,8 @@ async def test_compaction_unlinks_files_and_a_restart_knows_of_it(tmp_path: Path
     again = await reopen(store.root, roll_bytes=100_000)
     assert again.floor <= 2500
     assert len((await again.list("/pods/")).entries) == 51
-    assert (await collect(again, "", 2499, 1))[0].revision == 2500
+    # A reader at the floor goes on; one behind it may have to list again: a log may have ended exactly there.
+    assert (await collect(again, "", 2500, 1))[0].revision == 2501
     with pytest.raises(WherryError, match="compacted"):
         await again.list("", at=2499)
 

@@ -77,23 +77,44 @@ def context_tar(root: str, dockerfile: str) -> Iterator[bytes]:
     from typing import cast
 
     pipe = _Pipe()
-    archive = tarfile.open(fileobj=cast("IO[bytes]", pipe), mode="w|", format=tarfile.GNU_FORMAT, bufsize=CHUNK_BYTES)
-    skip = _skipped(root)
-    for folder, names, files in os.walk(root):
-        relative = os.path.relpath(folder, root)
-        names[:] = sorted(name for name in names if not skip(os.path.normpath(os.path.join(relative, name))))
-        for name in [*names, *sorted(files)]:
-            path = os.path.join(folder, name)
-            inside = os.path.normpath(os.path.join(relative, name))
-            if os.path.islink(path) or not os.path.isdir(path) or name in names:
-                if not skip(inside) and not _is_socket(path):
-                    archive.add(path, arcname=inside, recursive=False)
-            if len(pipe.pieces) > 4:
+    with tarfile.open(
+        fileobj=cast("IO[bytes]", pipe), mode="w|", format=tarfile.GNU_FORMAT, bufsize=CHUNK_BYTES
+    ) as archive:
+        skip = _skipped(root)
+        for folder, names, files in os.walk(root):
+            relative = os.path.relpath(folder, root)
+            names[:] = sorted(name for name in names if not skip(os.path.normpath(os.path.join(relative, name))))
+            for name in [*names, *sorted(files)]:
+                inside = os.path.normpath(os.path.join(relative, name))
+                if not skip(inside):
+                    for _ in _packed(archive, os.path.join(folder, name), inside):
+                        yield pipe.take()
+        if dockerfile:
+            for _ in _packed(archive, dockerfile, ".wherry.Dockerfile"):
                 yield pipe.take()
-    if dockerfile:
-        archive.add(dockerfile, arcname=".wherry.Dockerfile", recursive=False)
-    archive.close()
     yield pipe.take()
+
+
+def _packed(archive: Any, path: str, inside: str) -> Iterator[None]:
+    """Add one file, link or directory; stops after each piece, so that no file need fit into memory."""
+    if _is_socket(path):
+        return
+    info = archive.gettarinfo(path, arcname=inside)
+    archive.addfile(info)
+    if not info.isreg():
+        return
+    with open(path, "rb") as file:
+        left = info.size
+        while left:
+            data = file.read(min(CHUNK_BYTES, left))
+            if not data:
+                raise Refused(f"{path}: it has become shorter while it was sent", 0)
+            left -= len(data)
+            archive.fileobj.write(data)
+            yield
+    fill = -info.size % 512
+    archive.fileobj.write(b"\0" * fill)
+    archive.offset += info.size + fill
 
 
 def _is_socket(path: str) -> bool:
