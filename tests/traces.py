@@ -23,6 +23,8 @@ def processes(root: str | Path) -> dict[int, str]:
         with suppress(OSError):
             words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             groups = Path(f"/proc/{entry}/cgroup").read_text()
+            if Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                continue  # it has ended; its parent has not looked yet
             is_ours = words.startswith(("/", "python")) and ("wherry" in words or "conmon" in words or "crun" in words)
             if f"wherry/{mine}" in groups or (is_ours and any(mark in words for mark in marks) and "pytest" not in words):
                 found[int(entry)] = words

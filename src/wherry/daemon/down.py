@@ -71,7 +71,7 @@ def sweep(instance: Instance) -> None:
     with suppress(WherryError):
         plan = instance.load()
     networks.kill_cgroups(instance)
-    networks.unmount(instance, plan)  # first: an engine's mount of its directory on itself hides the pinned namespaces
+    networks.unmount(instance, plan)
     asyncio.run(networks.remove_all(instance, plan))
     networks.remove_cgroups(instance)
     shutil.rmtree(instance.run, ignore_errors=True)

@@ -92,8 +92,8 @@ def _link_pair(instance: Instance, index: int) -> tuple[str, str]:
 
 
 def namespace_directory(instance: Instance, node: NodePlan) -> Path:
-    """Where the namespace of a node that stands apart is pinned."""
-    return instance.node_run(node.name) / "ns"
+    """Where the namespace of a node that stands apart is pinned: not in its run directory, over which its engine mounts."""
+    return instance.run / "namespaces" / node.name
 
 
 def namespace_path(instance: Instance, node: NodePlan) -> str:

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherry.api.kubeconfig import text as kubeconfig_text
 from wherry.api.pki import Authority
 from wherry.api.server import Api
 from wherry.api.settings import Settings as ApiSettings
@@ -19,6 +18,7 @@ from wherry.client.transports import LocalTransport
 from wherry.clock import Clock
 from wherry.controllers.runner import Controllers
 from wherry.controllers.settings import Settings as ControllerSettings
+from wherry.daemon.certificates import Certificates, write_private
 from wherry.daemon.forks import forker, permit
 from wherry.daemon.instance import Instance, Plan
 from wherry.daemon.profiles import TIMES
@@ -35,8 +35,6 @@ from wherry.wire.proxy import forward
 from wherry.wire.server import Server
 
 log = logging.getLogger(__name__)
-
-CERTIFICATE_DAYS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,8 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGene
         stack.push_async_callback(server.close, 2.0)
         instance.api_socket.parent.mkdir(parents=True, exist_ok=True)
         await server.start_unix(instance.api_socket, mode=0o660)
-        await _listen_tls(server, instance, plan, authority, gateways)
+        renewal = await _listen_tls(server, instance, plan, authority, gateways)
+        stack.push_async_callback(_end, renewal)
         await stack.enter_async_context(running.scheduler)
         await stack.enter_async_context(_controllers(api, plan, authority, clock))
         await stack.enter_async_context(archive)
@@ -109,45 +108,25 @@ def _controllers(api: Api, plan: Plan, authority: Authority, clock: Clock) -> Co
 
 async def _listen_tls(
     server: Server, instance: Instance, plan: Plan, authority: Authority, gateways: list[str]
-) -> None:
-    """Listen on loopback and on the nodes' addresses, which may come later (freebind), and write the kubeconfig."""
+) -> asyncio.Task[None]:
+    """Listen on loopback and on the first node's address, which may come later (freebind); return who renews."""
     first_service = _first_address(plan.service_cidr)
     names = [
         "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local", "127.0.0.1", "::1", first_service, *gateways,
     ]  # fmt: skip
 
-    def certificates() -> tuple[Path, Path]:
-        return authority.issue_server("kube-apiserver", names, days=CERTIFICATE_DAYS).save(
-            instance.server / "pki", "server"
-        )
-
-    certificate, key = await asyncio.to_thread(certificates)
-    context = authority.server_context(certificate, key)
+    certificates = Certificates(instance, authority, plan.api_port, names)
+    context = await certificates.start()
     for host in ("127.0.0.1", *gateways[:1]):
         await server.start_tcp(host, plan.api_port, ssl_context=context, freebind=True)
-    admin = await asyncio.to_thread(
-        authority.issue_client, "kubernetes-admin", ["system:masters"], days=CERTIFICATE_DAYS
-    )
-    text = kubeconfig_text(
-        f"https://127.0.0.1:{plan.api_port}", authority.ca_pem, credentials=admin, name=f"wherry-{instance.root.name}"
-    )
-    write_private(instance.kubeconfig, text)
+    return asyncio.create_task(certificates.keep(context), name="certificates")
 
 
 def _first_address(cidr: str) -> str:
     import ipaddress
 
     return str(ipaddress.ip_network(cidr)[1])
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    temporary.rename(path)
 
 
 class NodeConnector:
