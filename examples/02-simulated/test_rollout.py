@@ -50,7 +50,7 @@ def test_a_rollout_and_back(simulated: Cluster) -> None:
 def test_the_scheduler_says_why_not(simulated: Cluster) -> None:
     pod = web("web:1", cpu="64")["spec"]["template"]
     simulated.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "large"}, "spec": pod["spec"]})
-    simulated.wait("pod/large", "PodScheduled=false")
+    simulated.wait("pod/large", "condition=PodScheduled=false")
     conditions = simulated.request("GET", "/api/v1/namespaces/default/pods/large")["status"]["conditions"]
     message = next(each["message"] for each in conditions if each["type"] == "PodScheduled")
     assert "2 Insufficient cpu" in message

@@ -8,47 +8,24 @@ import orjson
 
 from wherry.errors import (
     AlreadyExists,
-    BadRequest,
     Broken,
     Cause,
-    Conflict,
     Damaged,
     DeadlineExceeded,
     Expired,
-    Forbidden,
     Invalid,
-    MethodNotAllowed,
-    NotAcceptable,
-    NotFound,
-    TooLarge,
     TooManyRequests,
-    Unauthorized,
     Unavailable,
-    Unsupported,
-    UnsupportedMediaType,
     WherryError,
 )
+from wherry.wire import envelopes
 
 STATUS: Mapping[type[WherryError], tuple[int, str]] = {
-    BadRequest: (400, "BadRequest"),
-    Unauthorized: (401, "Unauthorized"),
-    Forbidden: (403, "Forbidden"),
-    NotFound: (404, "NotFound"),
-    MethodNotAllowed: (405, "MethodNotAllowed"),
-    NotAcceptable: (406, "NotAcceptable"),
-    AlreadyExists: (409, "AlreadyExists"),
-    Conflict: (409, "Conflict"),
-    Expired: (410, "Expired"),
-    TooLarge: (413, "RequestEntityTooLarge"),
-    UnsupportedMediaType: (415, "UnsupportedMediaType"),
-    Invalid: (422, "Invalid"),
-    TooManyRequests: (429, "TooManyRequests"),
-    Unsupported: (501, "NotImplemented"),
-    Unavailable: (503, "ServiceUnavailable"),
-    DeadlineExceeded: (504, "Timeout"),
+    **envelopes.STATUS,
     Damaged: (503, "ServiceUnavailable"),
     Broken: (503, "ServiceUnavailable"),
 }
+"""As on every wire, but that a fault of ours is 503 here: Kubernetes clients try again, and it may be mended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +60,9 @@ def failure(error: WherryError, about: About | None = None) -> dict[str, Any]:
         details["retryAfterSeconds"] = error.retry_after_s
     elif isinstance(error, DeadlineExceeded | Unavailable):
         details["retryAfterSeconds"] = 1
-    status: dict[str, Any] = {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": error.message,
-        "reason": reason,
-    }
+    status = envelopes.status_object(code, reason, error.message, details)
     if isinstance(error, ExpiredToken):
         status["metadata"] = {"continue": error.token}
-    if details:
-        status["details"] = details
-    status["code"] = code
     return status
 
 

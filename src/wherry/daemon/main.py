@@ -13,12 +13,13 @@ from pathlib import Path
 
 from wherry.clock import RealClock
 from wherry.daemon.instance import Instance, Plan
+from wherry.daemon.phases import Phases
 from wherry.errors import Invalid, WherryError
 
 log = logging.getLogger("wherry")
 
 
-async def run(instance: Instance, plan: Plan, roles: list[str], node: str) -> None:
+async def run(instance: Instance, plan: Plan, roles: list[str], node: str, phases: Phases) -> None:
     """Run the roles until a signal says stop; the first SIGTERM ends in order, a second at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -35,7 +36,8 @@ async def run(instance: Instance, plan: Plan, roles: list[str], node: str) -> No
         if "server" in roles:
             from wherry.daemon.server import server_role
 
-            server = await stack.enter_async_context(server_role(instance, plan, clock))
+            phases.mark("imports")
+            server = await stack.enter_async_context(server_role(instance, plan, clock, mark=phases.mark))
             simulated = [each for each in plan.nodes if not each.real]
             if simulated:
                 from wherry.daemon.simulated import simulated_nodes
@@ -45,17 +47,19 @@ async def run(instance: Instance, plan: Plan, roles: list[str], node: str) -> No
             from wherry.daemon.server import registry_role
 
             await stack.enter_async_context(registry_role(instance, plan, clock))
+            phases.mark("registry")
         if "engine" in roles:
             from wherry.daemon.machine import agent_role, engine_role
 
             chosen = next((each for each in plan.nodes if each.name == node), None)
             if chosen is None:
                 raise Invalid(f"--node={node}: not a node of this instance")
-            engine = await stack.enter_async_context(engine_role(instance, plan, chosen, clock))
+            phases.mark("imports")
+            engine = await stack.enter_async_context(engine_role(instance, plan, chosen, clock, mark=phases.mark))
             if "agent" in roles:
-                await stack.enter_async_context(agent_role(instance, plan, chosen, engine, clock))
+                await stack.enter_async_context(agent_role(instance, plan, chosen, engine, clock, mark=phases.mark))
         _settle()
-        log.info("%s: ready", ", ".join(roles))
+        log.info("%s: ready %s", ", ".join(roles), phases)
         await stop.wait()
         log.info("%s: stopping", ", ".join(roles))
 
@@ -70,6 +74,7 @@ def _settle() -> None:
 
 def main() -> None:
     """Read the command line, run, and exit: 0 in order, 1 for an error that restarting may cure."""
+    phases = Phases()
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))
     node = options.get("node", "")
@@ -81,7 +86,7 @@ def main() -> None:
     os.umask(0o022)
     try:
         plan = instance.load()
-        asyncio.run(run(instance, plan, words[1:], node))
+        asyncio.run(run(instance, plan, words[1:], node, phases))
     except WherryError as error:
         log.error("%s", error.message)
         raise SystemExit(1) from None

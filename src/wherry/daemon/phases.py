@@ -29,3 +29,8 @@ def _age_s() -> float:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return max(0.0, uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+
+
+def unmarked(name: str) -> None:
+    """Nobody measures."""
+    del name

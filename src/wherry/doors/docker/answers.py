@@ -199,7 +199,7 @@ def image_summary(image: Image, containers: int) -> Json:
         "Id": image.id,
         "ParentId": "",
         "RepoTags": tags or ["<none>:<none>"],
-        "RepoDigests": _digests(image),
+        "RepoDigests": _digests(image) if tags else ["<none>@<none>"],
         "Created": int(image.created),
         "Size": image.size_bytes,
         "VirtualSize": image.size_bytes,
