@@ -22,6 +22,7 @@ from wherry.wire import envelopes
 
 STATUS: Mapping[type[WherryError], tuple[int, str]] = {
     **envelopes.STATUS,
+    WherryError: (503, "ServiceUnavailable"),
     Damaged: (503, "ServiceUnavailable"),
     Broken: (503, "ServiceUnavailable"),
 }
