@@ -10,7 +10,9 @@ APT_BENCH := etcd-server podman
 
 .PHONY: setup demo up test check bench soak docs apt-run apt-test apt-bench clean
 
+# The bytecode is made here: the API server runs as a user who may not write it, and would compile at every start.
 setup: apt-run $(BIN)/wherry
+	@$(BIN)/python -m compileall -q src/wherry
 
 # Installs what is missing; without root it says what to install and goes on (simulated nodes need none of it).
 apt-run apt-test apt-bench:

@@ -50,6 +50,24 @@ DOCKER_PATHS = tuple(
 )  # fmt: skip
 """Paths of the same API beyond Swarm's that not every engine has to have."""
 
+BUILDS = (
+    ("heredocs in RUN", "FROM scratch\nRUN <<EOF\ntrue\nEOF"),
+    ("heredocs in COPY", "FROM scratch\nCOPY <<EOF /a\na\nEOF"),
+    ("cache mounts", "FROM scratch\nRUN --mount=type=cache,target=/a true"),
+    ("bind mounts", "FROM scratch\nRUN --mount=type=bind,target=/a true"),
+    ("tmpfs mounts", "FROM scratch\nRUN --mount=type=tmpfs,target=/a true"),
+    ("secret mounts", "FROM scratch\nRUN --mount=type=secret,id=a true"),
+    ("SSH mounts", "FROM scratch\nRUN --mount=type=ssh true"),
+    ("RUN --network=none", "FROM scratch\nRUN --network=none true"),
+    ("RUN --network=host", "FROM scratch\nRUN --network=host true"),
+    ("RUN --security=insecure", "FROM scratch\nRUN --security=insecure true"),
+    ("ADD of a URL", "FROM scratch\nADD https://example.org/a /a"),
+    ("ADD of a git repository", "FROM scratch\nADD https://example.org/a.git /a"),
+    ("another platform", "FROM --platform=linux/s390x scratch\nCOPY a /a"),
+    ("a frontend of one's own (# syntax=)", "# syntax=example.org/frontend\nFROM scratch\nCOPY a /a"),
+)
+"""What a Dockerfile may ask for beyond its instructions, each with one that asks for it."""
+
 
 def listed(words: Iterable[str]) -> str:
     """Words as code, with commas."""
@@ -212,17 +230,38 @@ def controllers() -> str:
 
 
 def dockerfile() -> str:
-    """Instructions and flags."""
+    """Instructions, flags, and what BUILDS asks for: what is built, and what is refused."""
     from wherry.builder.instructions import FLAGS, REFUSED, SUPPORTED
 
     built = [f"{name} --{flag}" for name, flags in FLAGS.items() for flag, there in flags.items() if there]
     refused = [f"{name} --{flag}" for name, flags in FLAGS.items() for flag, there in flags.items() if not there]
+    asked = {words: is_refused_build(text) for words, text in BUILDS}
     return "\n".join(
         [
-            f"- built: {listed(SUPPORTED)}, with the flags {listed(built)}",
-            f"- refused by name: {listed(REFUSED)}, the flags {listed(refused)}, heredocs, the frontends of `# syntax=`",
+            f"- built: {listed(SUPPORTED)}; the flags {listed(built)}; {words_of(asked, refused=False)}",
+            f"- refused by name: {listed((*REFUSED, *refused))}; {words_of(asked, refused=True)}",
         ]
     )
+
+
+def words_of(asked: Mapping[str, bool], *, refused: bool) -> str:
+    """The things asked for that are refused, or that are not."""
+    return ", ".join(words for words, answer in asked.items() if answer is refused) or "nothing else"
+
+
+def is_refused_build(text: str) -> bool:
+    """Whether a Dockerfile is refused as unsupported when it is planned."""
+    from wherry.builder.graph import plan
+    from wherry.builder.instructions import parse
+    from wherry.builder.source import read
+    from wherry.content.oci import this_platform
+    from wherry.errors import Unsupported
+
+    try:
+        plan(parse(read(text)), args={}, target="", platform=this_platform(), bases={})
+    except Unsupported:
+        return True
+    return False
 
 
 def settings() -> str:

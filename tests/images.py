@@ -31,7 +31,7 @@ def layout(place: Path, version: str, *, entrypoint: tuple[str, ...] = ()) -> Pa
         (blobs / digest).write_bytes(data)
         return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
 
-    tree = _tree()
+    layer = tree()
     config: dict[str, Any] = {"Env": ["PATH=/bin", f"VERSION={version}"]}
     if entrypoint:
         config["Entrypoint"] = list(entrypoint)
@@ -39,14 +39,14 @@ def layout(place: Path, version: str, *, entrypoint: tuple[str, ...] = ()) -> Pa
         "architecture": "amd64" if _machine() == "x86_64" else "arm64",
         "os": "linux",
         "config": config,
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(tree).hexdigest()]},
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]},
         "history": [{"created_by": "tests/images.py"}],
     }
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": blob(json.dumps(document).encode(), "application/vnd.oci.image.config.v1+json"),
-        "layers": [blob(gzip.compress(tree, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")],
+        "layers": [blob(gzip.compress(layer, 1, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")],
     }
     index = {
         "schemaVersion": 2,
@@ -68,7 +68,7 @@ def _machine() -> str:
     return platform.machine()
 
 
-def _tree() -> bytes:
+def tree() -> bytes:
     """The one layer, as a tar."""
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     buffer = io.BytesIO()

@@ -26,7 +26,9 @@ def processes(root: str | Path) -> dict[int, str]:
             if Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
                 continue  # it has ended; its parent has not looked yet
             is_ours = words.startswith(("/", "python")) and ("wherry" in words or "conmon" in words or "crun" in words)
-            if f"wherry/{mine}" in groups or (is_ours and any(mark in words for mark in marks) and "pytest" not in words):
+            if f"wherry/{mine}" in groups or (
+                is_ours and any(mark in words for mark in marks) and "pytest" not in words
+            ):
                 found[int(entry)] = words
     return found
 

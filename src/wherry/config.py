@@ -8,7 +8,6 @@ error that names the nearest known one. Nothing here reads a file before somebod
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +104,8 @@ def _document(path: Path) -> Mapping[str, object]:
     known = [setting.name for setting in SETTINGS]
     for key in found:
         if key not in known:
+            from difflib import get_close_matches
+
             close = get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
             raise Invalid(f"{path}: unknown setting {key!r}{hint}")

@@ -47,7 +47,14 @@ class FakeEngine:
         self.named[ref] = self.upstream[ref]
         return self.upstream[ref]
 
-    async def commit_image(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
+    async def commit_image(
+        self,
+        config: Mapping[str, Any],
+        layers: Sequence[str],
+        names: Sequence[str],
+        *,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Image:
         assert len(config["rootfs"]["diff_ids"]) == len(layers)
         described: list[Descriptor] = []
         for layer in layers:
@@ -57,7 +64,7 @@ class FakeEngine:
         lease = await self.content.lease(seconds=600)
         data = await self.content.put(msgspec.json.encode(config), lease=lease)
         manifest = await self.content.put(
-            manifest_of(Descriptor(OCI_CONFIG, data.digest, data.size_bytes), described), lease=lease
+            manifest_of(Descriptor(OCI_CONFIG, data.digest, data.size_bytes), described, annotations), lease=lease
         )
         image = Image(data.digest, manifest.digest, list(names), config, 0, self.clock.now(), list(layers))
         for name in names:

@@ -242,8 +242,8 @@ async def test_a_base_that_cannot_be_had_is_named_with_its_line(yard: Yard) -> N
     assert "   2 | FROM nope" in refused.value.message
     with pytest.raises(Invalid, match=r"no Dockerfile\.prod in the build context"):
         await yard.builder.build(yard.context, "Dockerfile.prod")
-    with pytest.raises(Unsupported, match="ADD"):
-        await yard.build("FROM scratch\nADD a b\n")
+    with pytest.raises(Unsupported, match="git repository"):
+        await yard.build("FROM scratch\nADD https://example.com/a.git b\n")
     with pytest.raises(Invalid, match="lower-case"):
         await yard.builder.build(yard.context, tags=["UPPER"])
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from tests.builder.corpus import BASE
 
 from wherry.builder import keys
-from wherry.builder.graph import Copy, images, plan
+from wherry.builder.graph import images, plan
 from wherry.builder.ignore import Ignore
 from wherry.builder.instructions import parse
+from wherry.builder.operations import Copy
 from wherry.builder.selection import digest, select
-from wherry.builder.solver import _digests  # pyright: ignore[reportPrivateUsage]
 from wherry.builder.source import read
+from wherry.builder.sourcing import digests
 from wherry.builder.tree import Tree, tree_of
 from wherry.content.oci import Platform
 
@@ -70,11 +71,11 @@ def keys_of(inputs: Inputs) -> list[str]:
         stage = plan(dockerfile, args=args, target="", platform=platform, bases=dict.fromkeys(names, BASE)).stages[0]
 
         def content(operation: Copy) -> str:
-            if operation.image:
+            if operation.origin.image:
                 return inputs.other
             sources = select(tree, operation.sources, lambda _: "")
             nodes = [node for source in sources for node in (source.node, *(each for _, each in source.below))]
-            found = _digests([node.origin for node in nodes if isinstance(node.origin, Path)])
+            found, _ = digests([node.origin for node in nodes if isinstance(node.origin, Path)], {})
             return digest(sources, lambda node: found[node.origin], owners=False)  # type: ignore[index]
 
         return list(keys.keys(keys.base_key([inputs.base]), stage.operations, content))

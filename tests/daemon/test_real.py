@@ -75,7 +75,9 @@ def test_nodes_come_and_go_and_an_instance_goes_without_a_trace(wherry: Wherry, 
     assert not [line for line in traces(wherry.root) if "node-3" in line]
     wherry.kubectl("scale", "deployment/web", "--replicas=4")
     assert "node node-2 is dead" in wherry("node", "kill", "node-2")
-    wherry.until(lambda: nodes_used(wherry) == {"node-1"} and all_ready(wherry), "four pods on the node that is left", 60)
+    wherry.until(
+        lambda: nodes_used(wherry) == {"node-1"} and all_ready(wherry), "four pods on the node that is left", 60
+    )
     wherry("node", "remove", "node-2")
     assert wherry.status()["is_ready"]
     assert "node node-2 is ready" in wherry("node", "add", "node-2")

@@ -142,7 +142,9 @@ def test_stop_ends_the_nodes_first_and_the_server_last(watched: Watched) -> None
         return f"trap 'sleep {slow}; echo {name} >> {order}; exit 0' TERM; echo up; while :; do sleep 0.05; done"
 
     names = ("server", "node-1", "node-2")
-    watched.start([watched.role(name, script(name, slow)) for name, slow in zip(names, "0 0.4 0.2".split(), strict=True)])
+    watched.start(
+        [watched.role(name, script(name, slow)) for name, slow in zip(names, "0 0.4 0.2".split(), strict=True)]
+    )
     until(lambda: all(watched.said(name) for name in names), "the traps are set")
     assert watched.ask(op="stop") == {"ok": True}
     assert watched.ended() == 0
@@ -151,7 +153,9 @@ def test_stop_ends_the_nodes_first_and_the_server_last(watched: Watched) -> None
 
 
 def test_a_sweep_overtakes_a_stop_that_hangs(watched: Watched) -> None:
-    watched.start([watched.role("server", SLEEPS), watched.role("node", "trap '' TERM; echo up; while :; do sleep 1; done")])
+    watched.start(
+        [watched.role("server", SLEEPS), watched.role("node", "trap '' TERM; echo up; while :; do sleep 1; done")]
+    )
     until(lambda: watched.said("node"), "the trap is set")
     pids = [each["pid"] for each in watched.roles().values()]
     watched.ask(op="stop")
@@ -163,7 +167,9 @@ def test_a_sweep_overtakes_a_stop_that_hangs(watched: Watched) -> None:
 
 def test_when_the_owner_dies_everything_is_swept(watched: Watched) -> None:
     reading, writing = os.pipe()
-    watched.start([watched.role("server", SLEEPS), watched.role("node", "trap '' TERM; exec sleep 1000")], owner_fd=reading)
+    watched.start(
+        [watched.role("server", SLEEPS), watched.role("node", "trap '' TERM; exec sleep 1000")], owner_fd=reading
+    )
     os.close(reading)
     pids = [each["pid"] for each in watched.roles().values()]
     os.close(writing)
@@ -181,7 +187,9 @@ def test_a_silent_agent_is_fenced_and_starts_again(watched: Watched) -> None:
     before = watched.roles()["node"]
     assert before["fenced"] == 0
     os.kill(before["pid"], signal.SIGSTOP)
-    after = until(lambda: (r := watched.roles()["node"])["fenced"] and r["pid"] not in (0, before["pid"]) and r, "fence")
+    after = until(
+        lambda: (r := watched.roles()["node"])["fenced"] and r["pid"] not in (0, before["pid"]) and r, "fence"
+    )
     assert not lives(before["pid"])
     assert after["starts"] == 2
     until(heartbeat.exists, "it beats again")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, anchors, commands, links, script
 from wherry.cli.main import COMMANDS
+from wherry.config import SETTINGS
 from wherry.errors import Unsupported
 
 
@@ -92,9 +93,57 @@ def test_every_page_is_in_the_index() -> None:
 def test_variables_exist() -> None:
     sources = "\n".join(path.read_text() for path in (ROOT / "src").glob("**/*.py"))
     sources += (ROOT / "examples/01-web/demo.py").read_text() + (ROOT / "tests/conftest.py").read_text()
-    made = {"WHERRY_PROFILE", "WHERRY_ROOT"} | set(re.findall(r"WHERRY_[A-Z_]+", sources))
+    made = {f"WHERRY_{each.name.upper()}" for each in SETTINGS} | set(re.findall(r"WHERRY_[A-Z_]+", sources))
     page = (ROOT / "docs/reference/configuration.md").read_text()
     assert set(re.findall(r"WHERRY_[A-Z_]+[A-Z]", page)) <= made
+
+
+def test_the_tables_of_times_are_the_codes() -> None:
+    from wherry.daemon.profiles import TIMES
+
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    for name, times in TIMES.items():
+        fence = f"{times.fence_s:g} s" if times.fence_s else "none"
+        row = f"| `{name}` | {times.lease_s} s | {times.renew_s:g} s | {times.toleration_s} s | {fence} |"
+        assert row in page
+
+
+def test_numbers_in_the_pages_are_the_codes() -> None:
+    from wherry.api.settings import Settings
+    from wherry.daemon import simulated, up
+    from wherry.engine.types import ContainerSpec
+    from wherry.history.archive import Budget
+    from wherry.model.kinds import KINDS
+    from wherry.registry.access import TOKEN_S
+    from wherry.store.compaction import Keep
+
+    spec = ContainerSpec("one", "web:1")
+    budgets = {kind.history_budget for kind in KINDS if kind.history_budget}
+    said = {
+        "SCOPE.md": [
+            f"{min(budgets)} to {max(budgets)} revisions", f"{Budget().age_s / 86400:g} days",
+            f"{Budget().value_bytes >> 20} MiB", f"{Keep().most:,} writes", f"{Settings().event_window:,} changes",
+            f"{spec.log_max_bytes >> 20} MiB and {spec.log_max_files} files",
+        ],
+        "docs/how-to/look-back-in-time.md": [f"{Keep().most:,} writes", f"{Budget().value_bytes >> 20} MiB"],
+        "docs/reference/configuration.md": [
+            f"port from {up.API_PORT}", f"port from {up.REGISTRY_PORT}",
+            " to ".join(str(port) for port in Settings().node_ports),
+        ],
+        "docs/reference/registry-api.md": [f"for {TOKEN_S // 60} minutes"],
+        "docs/reference/simulated-pods.md": [f"{simulated.CAPACITY['cpu']} CPUs", f"{simulated.CAPACITY['pods']} pods"],
+    }  # fmt: skip
+    assert Keep().age_s == 300  # "the last five minutes"
+    missing = [(page, each) for page, words in said.items() for each in words if each not in (ROOT / page).read_text()]
+    assert missing == []
+
+
+def test_every_field_of_a_simulated_pods_script_is_told() -> None:
+    from wherry.node.simulated import ANNOTATION, Script
+
+    page = (ROOT / "docs/reference/simulated-pods.md").read_text()
+    assert f"`{ANNOTATION}`" in page
+    assert [name for name in Script.__struct_fields__ if f"| `{name}` |" not in page] == []
 
 
 def test_pages_name_no_place_of_ours() -> None:

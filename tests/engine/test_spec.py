@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.engine import capabilities, seccomp, spec, users
-from wherry.engine.containers import signal_number
 from wherry.engine.runtime import clean, command_code
 from wherry.engine.sandboxes import check, hosts_file, kinds_of, resolv_conf
+from wherry.engine.signals import signal_number
 from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, Mount, SandboxSpec
 from wherry.engine.users import Identity
 from wherry.errors import Invalid, Unsupported
@@ -271,7 +271,7 @@ def test_hostile_files_only_ever_say_no(passwd: str, group: str, user: str) -> N
 # sandboxes, words -----------------------------------------------------------------------------------------------------
 def test_sandbox_files() -> None:
     made = SandboxSpec(id="s", hostname="web-1", hosts={"db": "10.0.0.9"})
-    text = hosts_file(made, "10.1.1.1")
+    text = hosts_file(made, ["10.1.1.1"])
     assert "10.1.1.1\tweb-1\n" in text
     assert text.endswith("10.0.0.9\tdb\n")
     assert resolv_conf(Dns(), "10.1.0.1") == "nameserver 10.1.0.1\n"

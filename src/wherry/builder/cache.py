@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS layers (key TEXT PRIMARY KEY, digest TEXT NOT NULL, diff_id TEXT NOT NULL,
   size INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS contents (coarse TEXT PRIMARY KEY, digest TEXT NOT NULL, used REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,
+  digest TEXT NOT NULL) WITHOUT ROWID;
 """
+FILES_MAX = 400_000
+"""Digests of files that are remembered; past it all are forgotten."""
 T = TypeVar("T")
 
 
@@ -30,6 +34,14 @@ class Built:
     diff_id: str
     size_bytes: int
     created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file's digest while its `mark` (size, mtime and ctime in nanoseconds) is the same."""
+
+    mark: tuple[int, int, int]
+    digest: str
 
 
 class Cache:
@@ -90,6 +102,26 @@ class Cache:
             db.execute(
                 "DELETE FROM contents WHERE coarse NOT IN (SELECT coarse FROM contents ORDER BY used DESC LIMIT 10000)"
             )
+
+        await self._do(work)
+
+    async def seen(self) -> Mapping[str, Seen]:
+        """The digests of files that earlier builds read, by device and inode."""
+        rows = await self._do(lambda db: db.execute("SELECT name, size, mtime, ctime, digest FROM files").fetchall())
+        return {name: Seen((size, mtime, ctime), digest) for name, size, mtime, ctime, digest in rows}
+
+    async def put_seen(self, fresh: Mapping[str, Seen]) -> None:
+        """Remember files' digests."""
+        if not fresh:
+            return
+        rows = [(name, *seen.mark, seen.digest) for name, seen in fresh.items()]
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("BEGIN")
+            if db.execute("SELECT count(*) FROM files").fetchone()[0] > FILES_MAX:
+                db.execute("DELETE FROM files")
+            db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+            db.execute("COMMIT")
 
         await self._do(work)
 

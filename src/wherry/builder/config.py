@@ -18,7 +18,13 @@ class ImageConfig:
     def __init__(self, base: Mapping[str, Any] | None = None) -> None:
         """Begin with a base's `config`; None is scratch, which Docker gives a PATH."""
         self.body: Json = copy.deepcopy(dict(base)) if base is not None else {"Env": [f"PATH={DEFAULT_PATH}"]}
+        self.author = ""
         self._has_command = False
+
+    @property
+    def shell(self) -> Sequence[str]:
+        """What the shell forms of RUN, CMD and ENTRYPOINT are run by."""
+        return self.body.get("Shell") or SHELL
 
     @property
     def env(self) -> dict[str, str]:
@@ -69,6 +75,30 @@ class ImageConfig:
         if not self._has_command:
             self.body.pop("Cmd", None)
 
+    def set_shell(self, argv: Sequence[str]) -> None:
+        """Set SHELL."""
+        self.body["Shell"] = list(argv)
+
+    def set_stop_signal(self, signal: str) -> None:
+        """Set STOPSIGNAL."""
+        self.body["StopSignal"] = signal
+
+    def add_volumes(self, paths: Sequence[str]) -> None:
+        """Add VOLUMEs."""
+        self.body["Volumes"] = {**(self.body.get("Volumes") or {}), **{path: {} for path in paths}}
+
+    def add_trigger(self, text: str) -> None:
+        """Add an ONBUILD."""
+        self.body["OnBuild"] = [*(self.body.get("OnBuild") or ()), text]
+
+    def take_triggers(self) -> Sequence[str]:
+        """Take the base's ONBUILDs: they are not handed on."""
+        return self.body.pop("OnBuild", None) or ()
+
+    def set_health(self, check: Mapping[str, Any]) -> None:
+        """Set HEALTHCHECK. Source: Docker, image spec 1.2, "Healthcheck"."""
+        self.body["Healthcheck"] = dict(check)
+
 
 def document(
     config: Mapping[str, Any],
@@ -77,6 +107,7 @@ def document(
     created: str,
     diff_ids: Sequence[str],
     history: Sequence[Mapping[str, Any]],
+    author: str = "",
 ) -> Json:
     """Make the whole config document of an image."""
     made: Json = {
@@ -87,6 +118,8 @@ def document(
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
         "history": [dict(entry) for entry in history],
     }
+    if author:
+        made["author"] = author
     if platform.variant:
         made["variant"] = platform.variant
     return made

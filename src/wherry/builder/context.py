@@ -19,12 +19,16 @@ IGNORE_FILE = ".dockerignore"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where the files are, what is left out of them, and the Dockerfile's text and name."""
+    """Where the files are, what is left out of them, and the Dockerfile's text and name.
+
+    `lasts` says that the files are still there at the next build, so that their digests are worth remembering.
+    """
 
     root: Path
     ignore: Ignore
-    dockerfile: str
-    name: str
+    dockerfile: str = ""
+    name: str = ""
+    lasts: bool = False
 
 
 @asynccontextmanager
@@ -33,7 +37,7 @@ async def opened(context: Path | AsyncIterator[bytes], dockerfile: str, scratch:
     if isinstance(context, Path):
         if not context.is_dir():
             raise Invalid(f"build context {context}: it is not a directory")
-        yield await asyncio.to_thread(_read, context, dockerfile)
+        yield await asyncio.to_thread(_read, context, dockerfile, True)
         return
     folder = Path(tempfile.mkdtemp(prefix="context-", dir=scratch))
     try:
@@ -46,12 +50,19 @@ async def opened(context: Path | AsyncIterator[bytes], dockerfile: str, scratch:
             raise BadRequest("build context: it is empty; a tar archive is needed")
         await unpack(folder / "tar", root, name="build context", layer=False)
         (folder / "tar").unlink()
-        yield await asyncio.to_thread(_read, root, dockerfile)
+        yield await asyncio.to_thread(_read, root, dockerfile, False)
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def _read(root: Path, dockerfile: str) -> Context:
+def named(root: Path, name: str) -> Context:
+    """A named context: a directory with its own .dockerignore. Raises Invalid."""
+    if not root.is_dir():
+        raise Invalid(f"build context {name}={root}: it is not a directory")
+    return Context(root, Ignore(_text(root, IGNORE_FILE) or "", IGNORE_FILE), lasts=True)
+
+
+def _read(root: Path, dockerfile: str, lasts: bool) -> Context:
     text = _text(root, dockerfile)
     if text is None:
         message = f"there is no {dockerfile} in the build context; name another with -f"
@@ -59,7 +70,7 @@ def _read(root: Path, dockerfile: str) -> Context:
     rules, name = _text(root, f"{dockerfile}{IGNORE_FILE}"), f"{dockerfile}{IGNORE_FILE}"
     if rules is None:
         rules, name = _text(root, IGNORE_FILE), IGNORE_FILE
-    return Context(root, Ignore(rules or "", name), text, dockerfile)
+    return Context(root, Ignore(rules or "", name), text, dockerfile, lasts)
 
 
 def _text(root: Path, name: str) -> str | None:

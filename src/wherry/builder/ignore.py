@@ -19,6 +19,7 @@ class Ignore:
 
     def __init__(self, text: str = "", name: str = ".dockerignore") -> None:
         """Read the rules. Raises Invalid with the line for a pattern that cannot be one."""
+        self.name = name
         self._rules: list[_Rule] = []
         for number, row in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
             pattern = row.strip()

@@ -6,34 +6,63 @@ Source: Docker, "Dockerfile reference". What that has and we do not is refused b
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from wherry.builder.source import Line, Source
+from wherry.builder.source import Heredoc, Line, Source
 from wherry.builder.words import WordError, fields
 
-SUPPORTED = ("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "LABEL", "RUN", "USER", "WORKDIR")
-REFUSED = ("ADD", "HEALTHCHECK", "MAINTAINER", "ONBUILD", "SHELL", "STOPSIGNAL", "VOLUME")
+SUPPORTED = (
+    *(
+        "ADD",
+        "ARG",
+        "CMD",
+        "COPY",
+        "ENTRYPOINT",
+        "ENV",
+        "EXPOSE",
+        "FROM",
+        "HEALTHCHECK",
+        "LABEL",
+        "MAINTAINER",
+        "ONBUILD",
+    ),
+    *("RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
+)
+REFUSED: Sequence[str] = ()
 FLAGS: Mapping[str, Mapping[str, bool]] = {
     "FROM": {"platform": True},
-    "COPY": {"from": True, "chown": True, "chmod": True, "link": False, "parents": False, "exclude": False},
-    "RUN": {"mount": False, "network": False, "security": False, "device": False},
+    "COPY": {"from": True, "chown": True, "chmod": True, "link": True, "parents": True, "exclude": True},
+    "ADD": {
+        "checksum": True,
+        "chown": True,
+        "chmod": True,
+        "link": True,
+        "exclude": True,
+        "unpack": True,
+        "keep-git-dir": False,
+    },
+    "RUN": {"mount": True, "network": True, "security": True, "device": False},
+    "HEALTHCHECK": {"interval": True, "timeout": True, "start-period": True, "start-interval": True, "retries": True},
 }
 """The flags that the language has for an instruction: True for those that are built here."""
+SWITCHES = frozenset({"link", "parents", "unpack"})
+"""Flags that stand alone, or with =true or =false."""
+REPEATED = frozenset({"mount", "exclude"})
 
-_FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:=(\S*))?(?:\s+|$)")
-_HEREDOC = re.compile(r"(?:^|\s)(\d*<<-?(['\"]?)[A-Za-z_][A-Za-z0-9_.]*\2)(?=\s|$)")
+_FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:=(\"[^\"]*\"|\S*))?(?:\s+|$)")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _STAGE = re.compile(r"[a-z][a-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction. `flags` by name; `args` by its kind:
+    """One instruction. `flags` by name, `repeated` those that may stand more than once; `args` by its kind:
 
-    words (FROM, COPY, EXPOSE), one text (USER, WORKDIR), an argument vector or one text for the shell (`shell` True; RUN,
-    CMD, ENTRYPOINT), or `pairs` (ENV, LABEL, ARG; an ARG without default has None).
+    words (FROM, COPY, ADD, EXPOSE, VOLUME), one text (USER, WORKDIR, STOPSIGNAL, MAINTAINER), an argument vector or one text
+    for the shell (`shell` True; RUN, CMD, ENTRYPOINT, HEALTHCHECK; its `NONE` has no words), `pairs` (ENV, LABEL, ARG; an ARG
+    without default has None), or `trigger` (ONBUILD). `rest` is what follows the flags, `word` the name as it is written.
     """
 
     name: str
@@ -43,6 +72,15 @@ class Instruction:
     pairs: Sequence[tuple[str, str | None]] = ()
     shell: bool = False
     rest: str = ""
+    repeated: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    word: str = ""
+    legacy: bool = False
+    trigger: "Instruction | None" = None
+
+    @property
+    def heredocs(self) -> Sequence[Heredoc]:
+        """The texts that follow the line."""
+        return self.line.heredocs
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +108,12 @@ def parse(source: Source) -> Dockerfile:
     stages: list[Stage] = []
     body: list[Instruction] = []
     for line in source.lines:
-        one = _instruction(source, line)
+        one = instruction(source, line)
         if one.name == "FROM":
             name = _stage_name(source, one)
             if name and any(stage.name == name for stage in stages):
-                raise source.invalid(line, f"the stage name {name!r} is taken by an earlier stage", one.args[2])
+                message = f"the stage name {name!r} is taken by an earlier stage (DuplicateStageName)"
+                raise source.invalid(line, message, one.args[2])
             body = []
             stages.append(Stage(len(stages), name, one, body))
         elif stages:
@@ -89,89 +128,139 @@ def parse(source: Source) -> Dockerfile:
     return Dockerfile(source, globals_, stages)
 
 
-def _instruction(source: Source, line: Line) -> Instruction:
+def instruction(source: Source, line: Line) -> Instruction:
+    """Read one line. Raises Invalid or Unsupported that points at it."""
     word = line.text.split(None, 1)[0]
     rest = line.text[len(word) :].strip()
     name = word.upper()
-    if name in REFUSED:
-        raise source.unsupported(line, f"the instruction {name}", word)
     if name not in SUPPORTED:
         near = difflib.get_close_matches(name, SUPPORTED, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(SUPPORTED)}"
         raise source.invalid(line, f"unknown instruction {word!r}{hint}", word)
-    heredoc = _HEREDOC.search(rest) if name in ("RUN", "COPY") else None
-    if heredoc is not None:
-        raise source.unsupported(line, f"a heredoc ({heredoc[1]}) in {name}", heredoc[1])
-    flags, rest = _flags(source, line, name, rest)
+    flags, repeated, rest = _flags(source, line, name, rest)
     if not rest:
         raise source.invalid(line, f"{name} needs at least one argument", word)
     try:
-        return _read(source, line, name, flags, rest)
+        made = _read(source, line, name, rest)
     except WordError as error:
         raise source.invalid(line, f"{name}: {error}") from None
+    return replace(made, flags=flags, repeated=repeated, rest=rest, word=word)
 
 
-def _read(source: Source, line: Line, name: str, flags: Mapping[str, str], rest: str) -> Instruction:
+def _read(source: Source, line: Line, name: str, rest: str) -> Instruction:
     match name:
         case "RUN" | "CMD" | "ENTRYPOINT":
             argv = _json(rest)
             if argv is not None and not argv and name == "RUN":
                 raise source.invalid(line, "RUN []: there is no command to run", "[")
-            return Instruction(name, line, flags, argv if argv is not None else [rest], shell=argv is None, rest=rest)
+            return Instruction(name, line, args=argv if argv is not None else [rest], shell=argv is None)
+        case "HEALTHCHECK":
+            return _healthcheck(source, line, rest)
+        case "SHELL":
+            argv = _json(rest)
+            if not argv:
+                raise source.invalid(line, 'SHELL is written in the JSON form: SHELL ["executable", "parameter"]', rest)
+            return Instruction(name, line, args=argv)
         case "ENV" | "LABEL":
-            return Instruction(name, line, flags, pairs=_pairs(source, line, name, rest), rest=rest)
+            pairs, legacy = _pairs(source, line, name, rest)
+            return Instruction(name, line, pairs=pairs, legacy=legacy)
         case "ARG":
-            pairs: list[tuple[str, str | None]] = []
+            defaults: list[tuple[str, str | None]] = []
             for word in fields(rest, source.escape):
                 key, equals, value = word.partition("=")
                 if _KEY.fullmatch(key) is None:
                     raise source.invalid(line, f"ARG {key!r}: a name is letters, digits and '_'", word)
-                pairs.append((key, value if equals else None))
-            return Instruction(name, line, flags, pairs=pairs, rest=rest)
-        case "COPY":
+                defaults.append((key, value if equals else None))
+            return Instruction(name, line, pairs=defaults)
+        case "COPY" | "ADD":
             words = _json(rest)
-            words = words if words is not None else rest.split()
+            words = words if words is not None else list(fields(rest, source.escape))
             if len(words) < 2:
-                raise source.invalid(line, "COPY needs a source and a destination", rest)
-            if len(words) > 2 and not words[-1].endswith(("/", "/.")) and words[-1] != ".":
-                raise source.invalid(line, "COPY of several sources needs a destination that ends with '/'", words[-1])
-            return Instruction(name, line, flags, words, rest=rest)
+                raise source.invalid(line, f"{name} needs a source and a destination", rest)
+            if len(words) > 2 and not words[-1].endswith(("/", "/.")) and words[-1] != "." and "$" not in words[-1]:
+                message = f"{name} of several sources needs a destination that ends with '/'"
+                raise source.invalid(line, message, words[-1])
+            if any(words[-1] == heredoc.word for heredoc in line.heredocs):
+                raise source.invalid(line, f"{name}: the destination cannot be a heredoc", words[-1])
+            return Instruction(name, line, args=words)
+        case "VOLUME":
+            words = _json(rest)
+            words = words if words is not None else list(fields(rest, source.escape))
+            if not words or not all(words):
+                raise source.invalid(line, "VOLUME: a path is empty", rest)
+            return Instruction(name, line, args=words)
+        case "ONBUILD":
+            trigger = instruction(source, Line(rest, line.first, line.last, line.heredocs))
+            if trigger.name in ("ONBUILD", "FROM", "MAINTAINER"):
+                raise source.invalid(line, f"ONBUILD {trigger.name} is not allowed", rest.split()[0])
+            return Instruction(name, line, args=[rest], trigger=trigger)
         case "FROM":
             words = rest.split()
             if len(words) not in (1, 3) or (len(words) == 3 and words[1].upper() != "AS"):
                 raise source.invalid(line, "FROM is written FROM IMAGE or FROM IMAGE AS NAME", rest)
-            return Instruction(name, line, flags, words, rest=rest)
+            return Instruction(name, line, args=words)
         case "EXPOSE":
-            return Instruction(name, line, flags, rest.split(), rest=rest)
-        case _:  # USER, WORKDIR
-            return Instruction(name, line, flags, [rest], rest=rest)
+            return Instruction(name, line, args=rest.split())
+        case _:  # USER, WORKDIR, STOPSIGNAL, MAINTAINER
+            return Instruction(name, line, args=[rest])
 
 
-def _flags(source: Source, line: Line, name: str, rest: str) -> tuple[dict[str, str], str]:
+def _healthcheck(source: Source, line: Line, rest: str) -> Instruction:
+    kind, _, command = rest.partition(" ")
+    command = command.strip()
+    if kind.upper() == "NONE":
+        if command:
+            raise source.invalid(line, "HEALTHCHECK NONE takes nothing after it", command)
+        return Instruction("HEALTHCHECK", line)
+    if kind.upper() != "CMD":
+        raise source.invalid(
+            line, "HEALTHCHECK is written HEALTHCHECK [OPTIONS] CMD COMMAND, or HEALTHCHECK NONE", kind
+        )
+    if not command:
+        raise source.invalid(line, "HEALTHCHECK CMD: there is no command", kind)
+    argv = _json(command)
+    if argv is not None and not argv:
+        raise source.invalid(line, "HEALTHCHECK CMD []: there is no command", "[")
+    return Instruction("HEALTHCHECK", line, args=argv if argv is not None else [command], shell=argv is None)
+
+
+def _flags(source: Source, line: Line, name: str, rest: str) -> tuple[dict[str, str], dict[str, Sequence[str]], str]:
     known = FLAGS.get(name, {})
     flags: dict[str, str] = {}
+    repeated: dict[str, Sequence[str]] = {}
     while name in FLAGS and (found := _FLAG.match(rest)):
         flag, value = found[1], found[2]
         if flag not in known:
-            raise source.invalid(line, f"{name} has no flag --{flag}", f"--{flag}")
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            raise source.invalid(line, f"{name} has no flag --{flag}{hint}", f"--{flag}")
         if not known[flag]:
             raise source.unsupported(line, f"{name} --{flag}", f"--{flag}")
+        value = value.strip('"') if value else value
+        if flag in SWITCHES:
+            value = value or "true"
+            if value.lower() not in ("true", "false"):
+                raise source.invalid(line, f"{name} --{flag}={value}: it is true or false", f"--{flag}")
+            value = value.lower()
         if not value:
             raise source.invalid(line, f"{name} --{flag} needs a value: --{flag}=VALUE", f"--{flag}")
-        if flag in flags:
+        if flag in REPEATED:
+            repeated[flag] = [*repeated.get(flag, ()), value]
+        elif flag in flags:
             raise source.invalid(line, f"{name} --{flag} is given twice", f"--{flag}")
-        flags[flag] = value
+        else:
+            flags[flag] = value
         rest = rest[found.end() :]
-    return flags, rest
+    return flags, repeated, rest
 
 
-def _pairs(source: Source, line: Line, name: str, rest: str) -> Sequence[tuple[str, str | None]]:
+def _pairs(source: Source, line: Line, name: str, rest: str) -> tuple[Sequence[tuple[str, str | None]], bool]:
     words = fields(rest, source.escape)
     if "=" not in words[0]:  # the old form: one name, and all the rest is its value
         key, _, value = rest.partition(" ") if " " in rest else rest.partition("\t")
         if not value.strip():
             raise source.invalid(line, f"{name} {key}: write {name} {key}=VALUE", key)
-        return [(key, value.strip())]
+        return [(key, value.strip())], True
     pairs: list[tuple[str, str | None]] = []
     for word in words:
         key, equals, value = word.partition("=")
@@ -180,7 +269,7 @@ def _pairs(source: Source, line: Line, name: str, rest: str) -> Sequence[tuple[s
         if not key:
             raise source.invalid(line, f"{name}: {word!r} has no name before '='", word)
         pairs.append((key, value))
-    return pairs
+    return pairs, False
 
 
 def _json(text: str) -> list[str] | None:
@@ -200,6 +289,4 @@ def _stage_name(source: Source, one: Instruction) -> str:
     if _STAGE.fullmatch(name) is None:
         words = f"stage name {one.args[2]!r}: a letter, then letters, digits, '_', '.' or '-'"
         raise source.invalid(one.line, words, one.args[2])
-    if name == "scratch":
-        raise source.invalid(one.line, "the stage name 'scratch' is reserved", one.args[2])
     return name

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from wherry.builder.graph import Copy, Meta, Operation, Run, Workdir
+from wherry.builder.operations import Copy, Meta, Operation, Run, RunMount, Workdir
 
-FORMAT = 1
+FORMAT = 2
 SCRATCH = "scratch"
 
 
@@ -20,17 +20,37 @@ def base_key(diff_ids: Sequence[str]) -> str:
     return _key("base", list(diff_ids))
 
 
-def step_key(before: str, operation: Operation, content: str = "") -> str:
-    """The key of the files after a step; `content` is the digest of what a COPY copies (`Selection.digest`)."""
+def step_key(before: str, operation: Operation, content: str = "", *, epoch: int | None = None) -> str:
+    """The key of the files after a step.
+
+    `content` is the digest of what a COPY copies, or of all that a RUN's mounts show it (selection.digest).
+    """
     match operation:
         case Meta():
             return before
         case Run():
-            return _key("run", before, operation.argv, sorted(operation.env), operation.workdir, operation.user)
+            return _key(
+                "run",
+                before,
+                content,
+                epoch,
+                operation.argv,
+                sorted(operation.env),
+                operation.workdir,
+                operation.user,
+                operation.network,
+                operation.script,
+                [_mount(mount) for mount in operation.mounts],
+            )
         case Copy():
-            return _key("copy", before, content, operation.dest, operation.chown, operation.chmod)
+            return _key("link" if operation.link else "copy", before, epoch, *_placed(operation, content))
         case Workdir():
-            return _key("workdir", before, operation.path, operation.user)
+            return _key("workdir", before, epoch, operation.path, operation.user)
+
+
+def link_key(operation: Copy, content: str, owner: object, *, epoch: int | None = None) -> str:
+    """The key of the layer of a COPY --link, whatever is below it. `owner` is the owner in numbers."""
+    return _key("linked", epoch, owner, *_placed(operation, content))
 
 
 def keys(first: str, operations: Sequence[Operation], content: Callable[[Copy], str]) -> Sequence[str]:
@@ -40,6 +60,18 @@ def keys(first: str, operations: Sequence[Operation], content: Callable[[Copy], 
         first = step_key(first, operation, content(operation) if isinstance(operation, Copy) else "")
         found.append(first)
     return found
+
+
+def _mount(mount: RunMount) -> Sequence[object]:
+    """All of a mount but where it comes from: that is in `content`. A secret's value is in no key."""
+    return (
+        *(mount.kind, mount.target, mount.source, mount.read_only, mount.id, mount.sharing),
+        *(mount.mode, mount.uid, mount.gid, mount.size_bytes, mount.env, mount.required),
+    )
+
+
+def _placed(operation: Copy, content: str) -> Sequence[object]:
+    return content, operation.dest, operation.chown, operation.chmod.text, operation.parents
 
 
 def _key(kind: str, *parts: object) -> str:

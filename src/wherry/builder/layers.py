@@ -29,9 +29,11 @@ class Listings:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
 
-    async def tree(self, layers: Sequence[Digest]) -> Tree:
-        """The tree of some layers, lowest first."""
-        tree = Tree()
+    async def tree(self, layers: Sequence[Digest], below: Tree | None = None) -> Tree:
+        """The tree of some layers, lowest first, over the tree `below`, which is left as it is."""
+        if below is not None and not layers:
+            return below
+        tree = Tree() if below is None else below.copy()
         for layer in layers:
             tree.lay(layer, await self.members(layer))
         return tree
@@ -92,7 +94,7 @@ async def fetch(content: Content, sources: Sequence[Source], scratch: Path) -> S
         return replace(node, origin=places[_Wanted(*node.origin)])
 
     return [
-        Source(source.name, placed(source.node), [(name, placed(node)) for name, node in source.below])
+        replace(source, node=placed(source.node), below=[(name, placed(node)) for name, node in source.below])
         for source in sources
     ]
 

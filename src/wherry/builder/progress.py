@@ -8,6 +8,7 @@ from dataclasses import dataclass
 class BuildEvent:
     """One piece of news. `kind`: step (it begins; `text` is the instruction), cached (its layer was there), output (of a
     RUN; `stream` is stdout or stderr, `text` as it came), layer (`text` is its digest), warning, done (`text` is the id).
+    `stage` is the name of its stage.
     """
 
     kind: str
@@ -15,6 +16,7 @@ class BuildEvent:
     total: int = 0
     text: str = ""
     stream: str = ""
+    stage: str = ""
 
 
 Progress = Callable[[BuildEvent], None]

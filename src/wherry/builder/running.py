@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from wherry.builder.config import document
-from wherry.builder.graph import Run
+from wherry.builder.mounting import Prepared
+from wherry.builder.operations import Run
 from wherry.clock import machine
 from wherry.content.oci import Platform
 from wherry.content.protocol import Digest
@@ -48,7 +49,13 @@ class Runner:
     network: str
 
     async def run(
-        self, operation: Run, layers: Sequence[tuple[str, str]], output: Output, *, timeout_s: float = RUN_S
+        self,
+        operation: Run,
+        layers: Sequence[tuple[str, str]],
+        output: Output,
+        *,
+        prepared: Prepared,
+        timeout_s: float = RUN_S,
     ) -> tuple[Digest, str, int]:
         """Run it on `layers` (digest, diff id); return the new layer. Raises CommandFailed, Broken, DeadlineExceeded."""
         config = {
@@ -67,12 +74,12 @@ class Runner:
         image = await self.engine.commit_image(made, [digest for digest, _ in layers], [])
         id = secrets.token_hex(32)
         try:
-            return await self._in_container(id, image.id, operation, output, timeout_s)
+            return await self._in_container(id, image.id, operation, output, prepared, timeout_s)
         finally:
             await asyncio.shield(self._clean(id, image.id))
 
     async def _in_container(
-        self, id: str, image: str, operation: Run, output: Output, timeout_s: float
+        self, id: str, image: str, operation: Run, output: Output, prepared: Prepared, timeout_s: float
     ) -> tuple[Digest, str, int]:
         log = self.logs / f"{id[:16]}.log"
         spec = ContainerSpec(
@@ -80,8 +87,11 @@ class Runner:
             id=id,
             image=image,
             entrypoint=list(operation.argv),
-            env=list(operation.proxies),
-            sandbox_spec=SandboxSpec(id=secrets.token_hex(32), hostname="build", network=self.network),
+            env=[*operation.proxies, *prepared.env],
+            mounts=prepared.mounts,
+            sandbox_spec=SandboxSpec(
+                id=secrets.token_hex(32), hostname="build", network=operation.network or self.network
+            ),
             labels={LABEL: self.build},
             log_path=str(log),
         )

@@ -1,10 +1,10 @@
-"""Doing a plan: stage by stage, each step from the cache or anew, to the layers and the config of the target."""
+"""Doing a plan: stages beside each other, each step from the cache or anew, to the layers and the config of the target."""
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,19 @@ from wherry.builder import keys
 from wherry.builder.cache import Built, Cache
 from wherry.builder.config import Json, document
 from wherry.builder.context import Context
-from wherry.builder.graph import Copy, Meta, Operation, Plan, Run, StagePlan, Workdir
-from wherry.builder.layers import Listings, fetch, read_text
+from wherry.builder.exchange import Imports
+from wherry.builder.flights import Flights
+from wherry.builder.graph import Plan, StagePlan
+from wherry.builder.layers import Listings, read_text
+from wherry.builder.mounting import Mounts
+from wherry.builder.operations import Copy, From, Meta, Operation, Run, RunMount, Workdir
 from wherry.builder.progress import BuildEvent, Progress
 from wherry.builder.running import CommandFailed, Runner
-from wherry.builder.selection import CopyError, Owner, Source, digest, entries, files, owner_of, select
+from wherry.builder.selection import CopyError, Owner, Source, entries, owner_of
 from wherry.builder.source import Line
-from wherry.builder.tree import Node, NotInTree, Tree, tree_of
+from wherry.builder.sourcing import Files, Sourcing
+from wherry.builder.squeezing import clamped
+from wherry.builder.tree import Node, NotInTree, Tree
 from wherry.clock import Clock, parse_rfc3339, rfc3339_nano
 from wherry.content.oci import Platform
 from wherry.content.pack import write_layer
@@ -32,243 +38,143 @@ from wherry.errors import Cause, Invalid, NotFound, WherryError
 
 @dataclass(slots=True)
 class State:
-    """Where a stage stands: its key, its layers (digest, diff id), its history; times None until a layer is there."""
+    """Where a stage stands: its key, its layers (digest, diff id), its history; times None until a layer is there.
+
+    `tree` is the tree of the first `laid` layers; it is shared with other states and never changed in place.
+    """
 
     key: str
     layers: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     history: list[Json] = field(default_factory=list[Json])
     created: float | None = None
     tree: Tree | None = None
+    laid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all builds of one builder share."""
+
+    content: Content
+    cache: Cache
+    listings: Listings
+    mounts: Mounts
+    flights: Flights
+    slots: asyncio.Semaphore
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One build. `images` are the base images by whole name; `epoch` is SOURCE_DATE_EPOCH, or None.
+
+    `fresh` are stages whose steps are not taken from the cache; None is all of them. `secrets` are values by id.
+    """
+
+    plan: Plan
+    context: Context
+    images: Mapping[str, Image]
+    runner: Runner
+    platform: Platform
+    lease: str
+    scratch: Path
+    progress: Progress
+    contexts: Mapping[str, Context] = field(default_factory=dict[str, Context])
+    secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    fresh: frozenset[str] | None = frozenset()
+    epoch: int | None = None
+    imports: Imports | None = None
 
 
 class Solver:
-    """One build. `images` are the base images by whole name; `epoch` is SOURCE_DATE_EPOCH, or None."""
+    """Runs one build's plan."""
 
-    def __init__(
-        self,
-        *,
-        plan: Plan,
-        context: Context,
-        images: Mapping[str, Image],
-        content: Content,
-        cache: Cache,
-        listings: Listings,
-        runner: Runner,
-        platform: Platform,
-        clock: Clock,
-        lease: str,
-        scratch: Path,
-        progress: Progress,
-        no_cache: bool,
-        epoch: int | None,
-    ) -> None:
-        self._plan = plan
-        self._context = context
-        self._images = images
-        self._content = content
-        self._cache = cache
-        self._listings = listings
-        self._runner = runner
-        self._platform = platform
-        self._clock = clock
-        self._lease = lease
-        self._scratch = scratch
-        self._progress = progress
-        self._no_cache = no_cache
-        self._epoch = epoch
-        self._states: dict[int, State] = {}
-        self._context_tree: Tree | None = None
-        self._digests: dict[Path, str] = {}
-        self._step = 0
-        self._fetched = 0
+    def __init__(self, shop: Workshop, job: Job) -> None:
+        self._shop = shop
+        self._job = job
+        self._tasks: dict[int, asyncio.Task[State]] = {}
+        self._sourcing = Sourcing(shop.content, shop.cache, job.context, job.contexts, job.scratch)
+        self._keys: list[str] = []
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The keys of every step that has a layer, for an export of the cache."""
+        return list(dict.fromkeys(self._keys))
 
     async def run(self) -> tuple[Json, Sequence[str]]:
         """Do all stages; return the target's config document and its layers, lowest first."""
-        for warning in self._plan.warnings:
-            self._progress(BuildEvent("warning", text=warning))
-        for stage in self._plan.stages:
-            self._begin(stage.text)
-            state = self._states[stage.index] = await self._base(stage)
-            for operation in stage.operations:
-                self._begin(_text(operation))
-                await self._do(state, operation)
-        target = self._plan.stages[-1]
-        state = self._states[target.index]
+        plan = self._job.plan
+        for warning in plan.warnings:
+            self._job.progress(BuildEvent("warning", text=warning))
+        step = 0
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stage in plan.stages:
+                    work = _StageWork(self, stage, step + 1)
+                    self._tasks[stage.index] = group.create_task(work.run(), name=f"stage {stage.name or stage.index}")
+                    step += 1 + len(stage.operations)
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        target = plan.stages[-1]
+        state = self._tasks[target.index].result()
         return self._document(target, state), [layer for layer, _ in state.layers]
 
-    def _begin(self, text: str) -> None:
-        self._step += 1
-        self._progress(BuildEvent("step", self._step, self._plan.steps, text))
+    @property
+    def shop(self) -> Workshop:
+        """What all builds share."""
+        return self._shop
 
-    async def _base(self, stage: StagePlan) -> State:
-        if stage.stage >= 0:
-            below = self._states[stage.stage]
-            return State(below.key, list(below.layers), list(below.history), below.created, below.tree)
-        if not stage.image:
-            return State(keys.SCRATCH)
-        return await self._of_image(stage.image, stage.line)
+    @property
+    def job(self) -> Job:
+        """This build."""
+        return self._job
 
-    async def _of_image(self, name: str, line: Line) -> State:
-        image = self._images[name]
+    @property
+    def sourcing(self) -> Sourcing:
+        """Where files come from."""
+        return self._sourcing
+
+    def note(self, key: str) -> None:
+        """Remember a key that was used."""
+        self._keys.append(key)
+
+    async def stage(self, index: int) -> State:
+        """Wait for a stage."""
+        return await asyncio.shield(self._tasks[index])
+
+    async def of_image(self, name: str, line: Line) -> State:
+        """The state that an image is."""
+        image = self._job.images[name]
         diff_ids = list((image.config.get("rootfs") or {}).get("diff_ids") or ())
         for layer in image.layers:
-            if await self._content.cover(Digest(layer), self._lease) is None:
-                raise self._failed(
-                    line, NotFound(f"image {name}: its layer {layer} is not on this machine; pull it again")
-                )
+            if await self._shop.content.cover(Digest(layer), self._job.lease) is None:
+                message = f"image {name}: its layer {layer} is not on this machine; pull it again"
+                raise self.failed(line, NotFound(message))
         history = [dict(entry) for entry in image.config.get("history") or ()]
         created = _time(image.config.get("created"))
         return State(keys.base_key(diff_ids), list(zip(image.layers, diff_ids, strict=True)), history, created)
 
-    async def _do(self, state: State, operation: Operation) -> None:
-        try:
-            match operation:
-                case Meta():
-                    state.history.append(self._entry(state.created, operation.created_by, empty=True))
-                case Run():
-                    await self._step_of(state, operation, keys.step_key(state.key, operation))
-                case Workdir():
-                    await self._step_of(state, operation, keys.step_key(state.key, operation))
-                case Copy():
-                    await self._copy(state, operation)
-        except (CopyError, CommandFailed, NotInTree) as error:
-            raise self._plan.source.invalid(operation.line, str(error)) from error
-        except Invalid as error:
-            raise self._failed(operation.line, error) from error
-
-    async def _step_of(self, state: State, operation: Run | Workdir, key: str) -> None:
-        built = await self._known(key)
-        if built is None:
-            built = await (
-                self._run(state, operation) if isinstance(operation, Run) else self._workdir(state, operation)
-            )
-            await self._cache.put(key, built)
-        self._settle(state, operation, key, built)
-
-    async def _copy(self, state: State, operation: Copy) -> None:
-        sources: Sequence[Source] | None = None
-        owners = operation.stage >= 0 or operation.image != ""  # only files of an image have owners of their own
-        origin = None if not owners else await self._origin(operation)
-        coarse = ""
-        content: str | None = None
-        if origin is not None:
-            coarse = _hash(["from", origin.key, operation.sources])
-            content = None if self._no_cache else await self._cache.content(coarse)
-        if content is None:
-            sources = await self._sources(operation, origin)
-            content = digest(sources, self._digest_of, owners=owners)
-            if coarse:
-                await self._cache.put_content(coarse, content)
-        key = keys.step_key(state.key, operation, content)
-        built = await self._known(key)
-        if built is None:
-            sources = sources if sources is not None else await self._sources(operation, origin)
-            tree = await self._tree(state)
-            owner = await self._owner(tree, operation.chown) if operation.chown else None if owners else Owner(0, 0)
-            made = entries(tree, sources, operation.dest, owner=owner, mode=operation.chmod, epoch=self._epoch)
-            built = await self._pack(made)
-            await self._cache.put(key, built)
-        self._settle(state, operation, key, built)
-
-    async def _origin(self, operation: Copy) -> State:
-        if operation.stage >= 0:
-            return self._states[operation.stage]
-        return await self._of_image(operation.image, operation.line)
-
-    async def _sources(self, operation: Copy, origin: State | None) -> Sequence[Source]:
-        """Find the sources, with the digest of each file at hand."""
-        if origin is None:
-            if self._context_tree is None:
-                self._context_tree = await asyncio.to_thread(tree_of, self._context.root, self._context.ignore)
-            sources = select(self._context_tree, operation.sources, self._hint)
-        else:
-            sources = select(await self._tree(origin), operation.sources, lambda _: "")
-            self._fetched += 1
-            folder = self._scratch / f"copy-{self._fetched}"
-            folder.mkdir()
-            sources = await fetch(self._content, sources, folder)
-        paths = {node.origin for node in files(sources) if isinstance(node.origin, Path)} - self._digests.keys()
-        self._digests |= await asyncio.to_thread(_digests, sorted(paths))
-        return sources
-
-    def _hint(self, path: str) -> str:
-        if self._context.ignore.hides(path) and (self._context.root / path).exists():
-            return " for the build: .dockerignore leaves it out"
-        return " in the build context"
-
-    def _digest_of(self, node: Node) -> str:
-        if not isinstance(node.origin, Path):
-            raise CopyError("a file has no bytes")
-        return self._digests[node.origin]
-
-    async def _run(self, state: State, operation: Run) -> Built:
-        def output(stream: str, data: bytes) -> None:
-            text = data.decode(errors="replace")
-            self._progress(BuildEvent("output", self._step, self._plan.steps, text, stream))
-
-        layer, diff_id, size = await self._runner.run(operation, state.layers, output)
-        if await self._content.cover(layer, self._lease) is None:
-            raise NotFound(f"layer {layer}: it went before it could be kept; build again")
-        return Built(layer, diff_id, size, self._now())
-
-    async def _workdir(self, state: State, operation: Workdir) -> Built:
-        tree = await self._tree(state)
-        real = tree.target(operation.path, follow_last=True)
-        there = tree.get(real)
-        if there is not None:
-            if there.kind != "dir":
-                raise CopyError(f"WORKDIR {operation.path}: it is a file in the image")
-            return Built("", "", 0, self._now())
-        owner = await self._owner(tree, operation.user) if operation.user else Owner(0, 0)
-        made = entries(
-            tree,
-            [Source("", Node("dir"), ())],
-            f"/{real}/",
-            owner=owner,
-            mode=-1,
-            made_at=int(state.created or 0),
-            epoch=self._epoch,
-        )
-        return await self._pack(made)
-
-    async def _owner(self, tree: Tree, text: str) -> Owner:
-        passwd = await read_text(self._content, tree, "etc/passwd")
-        return owner_of(text, passwd, await read_text(self._content, tree, "etc/group"))
-
-    async def _pack(self, made: Sequence[Entry]) -> Built:
-        layer = await write_layer(self._content, made, lease=self._lease)
-        return Built(layer.digest, layer.diff_id, layer.size_bytes, self._now())
-
-    async def _known(self, key: str) -> Built | None:
-        if self._no_cache:
-            return None
-        built = await self._cache.find(key, self._lease)
-        if built is not None:
-            self._progress(BuildEvent("cached", self._step, self._plan.steps, built.digest))
-        return built
-
-    def _settle(self, state: State, operation: Operation, key: str, built: Built) -> None:
-        state.key = key
-        state.tree = state.tree if not built.digest else None
-        state.created = built.created
-        if built.digest:
-            state.layers.append((built.digest, built.diff_id))
-            self._progress(BuildEvent("layer", self._step, self._plan.steps, built.digest))
-        state.history.append(self._entry(built.created, operation.created_by, empty=not built.digest))
-
-    async def _tree(self, state: State) -> Tree:
-        if state.tree is None:
-            state.tree = await self._listings.tree([Digest(layer) for layer, _ in state.layers])
+    async def tree(self, state: State) -> Tree:
+        """The files of a state."""
+        if state.tree is None or state.laid < len(state.layers):
+            fresh = [Digest(layer) for layer, _ in state.layers[state.laid :]]
+            state.tree = await self._shop.listings.tree(fresh, state.tree)
+            state.laid = len(state.layers)
         return state.tree
 
-    def _entry(self, created: float | None, created_by: str, *, empty: bool) -> Json:
-        made: Json = {"created": created, "created_by": created_by}
-        return {**made, "empty_layer": True} if empty else made
+    def now(self) -> float:
+        """The time of what is made now: SOURCE_DATE_EPOCH where it is set."""
+        return float(self._job.epoch) if self._job.epoch is not None else self._shop.clock.now()
+
+    def failed(self, line: Line, error: WherryError) -> WherryError:
+        """The same error, with the line that it happened at."""
+        place, text = self._job.plan.source.pointed(line, error.message)
+        return type(error)(text, causes=[Cause(place, type(error).__name__, error.message)])
 
     def _document(self, target: StagePlan, state: State) -> Json:
         """Make the config. What has no time of its own takes the first layer's, so that a cached build gives the same id."""
         own = [entry["created"] for entry in state.history if isinstance(entry.get("created"), float)]
-        first = own[0] if own else self._now()
+        first = own[0] if own else self.now()
         history: list[Json] = []
         for entry in state.history:
             when = entry.get("created", "")
@@ -276,39 +182,225 @@ class Solver:
             history.append({**entry, "created": when if isinstance(when, str) else rfc3339_nano(when)})
         return document(
             target.config,
-            platform=self._platform,
+            platform=self._job.platform,
             created=rfc3339_nano(state.created if state.created is not None else first),
             diff_ids=[diff_id for _, diff_id in state.layers],
             history=history,
+            author=target.author,
         )
 
-    def _now(self) -> float:
-        return float(self._epoch) if self._epoch is not None else self._clock.now()
 
-    def _failed(self, line: Line, error: WherryError) -> WherryError:
-        """The same error, with the line that it happened at."""
-        place, text = self._plan.source.pointed(line, error.message)
-        return type(error)(text, causes=[Cause(place, type(error).__name__, error.message)])
+class _StageWork:
+    """One stage's steps, one after the other. `step` is the number of its FROM."""
+
+    def __init__(self, solver: Solver, stage: StagePlan, step: int) -> None:
+        self._solver = solver
+        self._shop, self._job = solver.shop, solver.job
+        self._stage = stage
+        self._step = step
+        fresh = self._job.fresh
+        self._no_cache = fresh is None or bool({stage.name, str(stage.index)} & fresh)
+
+    async def run(self) -> State:
+        """Do it; return where it stands at the end."""
+        stage = self._stage
+        self._tell("step", stage.text)
+        if stage.stage >= 0:
+            below = await self._solver.stage(stage.stage)
+            state = replace(below, layers=list(below.layers), history=list(below.history))
+        elif stage.image:
+            state = await self._solver.of_image(stage.image, stage.line)
+        else:
+            state = State(keys.SCRATCH)
+        for operation in stage.operations:
+            self._step += 1
+            origins = await self._origins(operation)
+            self._tell("step", operation.line.text)
+            await self._do(state, operation, origins)
+        return state
+
+    def _tell(self, kind: str, text: str, stream: str = "") -> None:
+        self._job.progress(BuildEvent(kind, self._step, self._job.plan.steps, text, stream, self._stage.name))
+
+    async def _origins(self, operation: Operation) -> Mapping[From, State]:
+        """Wait for the stages and images that a step takes files from."""
+        wanted: list[From] = []
+        if isinstance(operation, Copy):
+            wanted = [operation.origin]
+        elif isinstance(operation, Run):
+            wanted = [mount.origin for mount in operation.mounts]
+        found: dict[From, State] = {}
+        for origin in wanted:
+            if origin.stage >= 0:
+                found[origin] = await self._solver.stage(origin.stage)
+            elif origin.image:
+                found[origin] = await self._solver.of_image(origin.image, operation.line)
+        return found
+
+    async def _do(self, state: State, operation: Operation, origins: Mapping[From, State]) -> None:
+        try:
+            match operation:
+                case Meta():
+                    state.history.append(_entry(state.created, operation.created_by, empty=True))
+                case Run():
+                    await self._run(state, operation, origins)
+                case Workdir():
+                    key = keys.step_key(state.key, operation, epoch=self._job.epoch)
+                    async with AsyncExitStack() as stack:
+                        built = await self._known(key, stack) or await self._workdir(state, operation, key)
+                    self._settle(state, operation, key, built)
+                case Copy():
+                    await self._copy(state, operation, origins)
+        except (CopyError, CommandFailed, NotInTree) as error:
+            raise self._job.plan.source.invalid(operation.line, str(error)) from error
+        except Invalid as error:
+            raise self._solver.failed(operation.line, error) from error
+
+    # RUN --------------------------------------------------------------------------------------------------------------
+    async def _run(self, state: State, operation: Run, origins: Mapping[From, State]) -> None:
+        shown: dict[RunMount, Files] = {}
+        for mount in operation.mounts:
+            if mount.kind == "bind" or (mount.kind == "cache" and (mount.origin != From() or mount.source)):
+                shown[mount] = await self._files(mount.origin, origins, [mount.source or "."])
+        content = _hash([files.digest for files in shown.values()]) if shown else ""
+        key = keys.step_key(state.key, operation, content, epoch=self._job.epoch)
+        async with AsyncExitStack() as stack:
+            built = await self._known(key, stack)
+            if built is None:
+                sources = {mount: await files.sources() for mount, files in shown.items()}
+                built = await self._in_container(state, operation, sources)
+                await self._shop.cache.put(key, built)
+        self._settle(state, operation, key, built)
+
+    async def _in_container(self, state: State, operation: Run, sources: Mapping[RunMount, Sequence[Source]]) -> Built:
+        def output(stream: str, data: bytes) -> None:
+            self._tell("output", data.decode(errors="replace"), stream)
+
+        job, content = self._job, self._shop.content
+        ready = self._shop.mounts.ready(operation, sources, job.secrets, str(job.platform), job.scratch)
+        async with ready as prepared, self._shop.slots:
+            layer, diff_id, size = await job.runner.run(operation, state.layers, output, prepared=prepared)
+        if await content.cover(layer, job.lease) is None:
+            raise NotFound(f"layer {layer}: it went before it could be kept; build again")
+        if job.epoch is not None:
+            made = await clamped(content, layer, job.epoch, lease=job.lease, scratch=job.scratch)
+            return Built(made.digest, made.diff_id, made.size_bytes, self._solver.now())
+        return Built(layer, diff_id, size, self._solver.now())
+
+    # COPY and ADD -----------------------------------------------------------------------------------------------------
+    async def _files(
+        self, origin: From, origins: Mapping[From, State], sources: Sequence[str], operation: Copy | None = None
+    ) -> Files:
+        state = origins.get(origin)
+        tree = None if state is None else lambda: self._solver.tree(state)
+        key = "" if state is None else state.key
+        return await self._solver.sourcing.files(
+            origin, sources, tree=tree, key=key, operation=operation, trust=not self._no_cache
+        )
+
+    async def _copy(self, state: State, operation: Copy, origins: Mapping[From, State]) -> None:
+        files = await self._files(operation.origin, origins, operation.sources, operation)
+        key = keys.step_key(state.key, operation, files.digest, epoch=self._job.epoch)
+        owner: Owner | None = None
+        layer_key = key
+        if operation.link:  # the layer's own key has nothing of what is below
+            owner = await self._owner(state, operation.chown)
+            numbers = None if owner is None else (owner.uid, owner.gid)
+            layer_key = keys.link_key(operation, files.digest, numbers, epoch=self._job.epoch)
+        async with AsyncExitStack() as stack:
+            built = await self._known(layer_key, stack)
+            if built is None:
+                owner = owner or await self._owner(state, operation.chown)
+                tree = Tree() if operation.link else await self._solver.tree(state)
+                made = entries(
+                    tree,
+                    await files.sources(),
+                    operation.dest,
+                    owner=owner,
+                    mode=operation.chmod,
+                    epoch=self._job.epoch,
+                )
+                built = await self._pack(made)
+                await self._shop.cache.put(layer_key, built)
+        self._settle(state, operation, key, built, layer_key)
+
+    async def _owner(self, state: State, text: str) -> Owner | None:
+        if not text:
+            return None
+        user, _, group = text.partition(":")
+        if user.isdigit() and (not group or group.isdigit()):
+            return owner_of(text, "", "")
+        tree, content = await self._solver.tree(state), self._shop.content
+        return owner_of(text, await read_text(content, tree, "etc/passwd"), await read_text(content, tree, "etc/group"))
+
+    # WORKDIR ----------------------------------------------------------------------------------------------------------
+    async def _workdir(self, state: State, operation: Workdir, key: str) -> Built:
+        tree = await self._solver.tree(state)
+        real = tree.target(operation.path, follow_last=True)
+        there = tree.get(real)
+        if there is not None:
+            if there.kind != "dir":
+                raise CopyError(f"WORKDIR {operation.path}: it is a file in the image")
+            built = Built("", "", 0, self._solver.now())
+        else:
+            made = entries(
+                tree,
+                [Source("", Node("dir"), ())],
+                f"/{real}/",
+                owner=await self._owner(state, operation.user),
+                made_at=int(state.created or 0),
+                epoch=self._job.epoch,
+            )
+            built = await self._pack(made)
+        await self._shop.cache.put(key, built)
+        return built
+
+    async def _pack(self, made: Sequence[Entry]) -> Built:
+        if not made:
+            return Built("", "", 0, self._solver.now())
+        layer = await write_layer(self._shop.content, made, lease=self._job.lease)
+        return Built(layer.digest, layer.diff_id, layer.size_bytes, self._solver.now())
+
+    # the cache --------------------------------------------------------------------------------------------------------
+    async def _known(self, key: str, stack: AsyncExitStack) -> Built | None:
+        """Look a key up. Who does not find it is the only one to make it until `stack` ends."""
+        if self._no_cache:
+            return None
+        built = await self._shop.cache.find(key, self._job.lease)
+        if built is None:
+            await stack.enter_async_context(self._shop.flights.only(key))
+            built = await self._shop.cache.find(key, self._job.lease)
+        if built is None and self._job.imports is not None:
+            built = await self._job.imports.find(key, self._job.lease)
+        if built is not None:
+            self._tell("cached", built.digest)
+        return built
+
+    def _settle(self, state: State, operation: Operation, key: str, built: Built, layer_key: str = "") -> None:
+        state.key = key
+        state.created = built.created
+        self._solver.note(layer_key or key)
+        if built.digest:
+            state.layers.append((built.digest, built.diff_id))
+            self._tell("layer", built.digest)
+        state.history.append(_entry(built.created, operation.created_by, empty=not built.digest))
 
 
-def _text(operation: Operation) -> str:
-    return operation.line.text
+def _entry(created: float | None, created_by: str, *, empty: bool) -> Json:
+    made: Json = {"created": created, "created_by": created_by}
+    return {**made, "empty_layer": True} if empty else made
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person should see: ours before others, the first of each."""
+    flat: list[BaseException] = []
+    for each in failed.exceptions:
+        flat += [_first(each)] if isinstance(each, BaseExceptionGroup) else [each]
+    return next((each for each in flat if isinstance(each, WherryError)), flat[0])
 
 
 def _hash(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value)).hexdigest()
-
-
-def _digests(paths: Sequence[Path]) -> dict[Path, str]:
-    found: dict[Path, str] = {}
-    for path in paths:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise CopyError(f"{path.name!r} cannot be read: {error.strerror}") from error
-        with open(fd, "rb") as file:
-            found[path] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def _time(text: Any) -> float | None:

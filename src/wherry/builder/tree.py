@@ -12,8 +12,8 @@ from wherry.content.unpack import OPAQUE_MARK, WHITEOUT
 
 HOPS_MAX = 40
 
-Origin = Path | tuple[str, str] | None
-"""Where a file's bytes are: a path on this machine, (layer digest, path in it), or nowhere."""
+Origin = Path | bytes | tuple[str, str] | None
+"""A file's bytes, or where they are: a path on this machine, (layer digest, path in it), or nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ class Expander:
         """Expand variables and take quotes away; the result is one word, whatever is in it. Raises WordError."""
         return _Scan(self, text).all()
 
+    def text(self, text: str) -> str:
+        """Expand variables in a heredoc's text: quotes are like any character. Raises WordError."""
+        return _Scan(self, text).plain()
+
     def words(self, text: str) -> Sequence[str]:
         """Expand, then split at spaces that are not quoted, those of the values included. Raises WordError."""
         scan = _Scan(self, text)
@@ -62,6 +66,22 @@ class _Scan:
                 self._pieces.append((char, False))
                 self._at += 1
         return "".join(piece for piece, _ in self._pieces)
+
+    def plain(self) -> str:
+        text, escape = self._text, self._expander.escape
+        out: list[str] = []
+        while self._at < len(text):
+            char = text[self._at]
+            following = text[self._at + 1 : self._at + 2]
+            if char == "$":
+                out.append(self._variable())
+            elif char == escape and following in ("$", escape):
+                out.append(following)
+                self._at += 2
+            else:
+                out.append(char)
+                self._at += 1
+        return "".join(out)
 
     def split(self) -> Sequence[str]:
         words: list[str] = []

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from wherry.cli.args import Option, Parsed, Spec, Usage, pair, parse
@@ -282,7 +283,8 @@ def _begin(name: str, *, remove: bool) -> None:
         call("POST", f"/containers/{name}/start").close()
     except Refused:
         if remove:
-            call("DELETE", f"/containers/{name}", query={"force": 1}).close()
+            with suppress(Refused):  # the engine may have done so already
+                call("DELETE", f"/containers/{name}", query={"force": 1}).close()
         raise
 
 

@@ -28,6 +28,7 @@ UP = Spec(
         Option("durability", "what an answered write survives", choices=("full", "test")),
         Option("timeout", "seconds to wait for readiness [default: 60]", shape="number"),
         Option("owner-fd", "end everything when this file descriptor closes", shape="number"),
+        Option("temporary", "with --owner-fd: the state goes too", shape="flag"),
     ),
     examples=("wherry up --detach --nodes 2", "wherry up --simulated 3 --root ./scratch", "eval $(wherry env)"),
 )
@@ -101,6 +102,7 @@ def up_command(argv: Sequence[str]) -> int:
     options = up.Options(
         root=str(found["root"]), nodes=nodes, simulated=simulated, profile=str(found["profile"]),
         durability=str(found["durability"]), timeout_s=float(found["timeout"] or 60), owner_fd=args["owner-fd"],
+        temporary=args.flag("temporary"),
     )  # fmt: skip
     started = up.up(options, say)
     say(f"wherry is up: {started.summary}")

@@ -1,6 +1,7 @@
 """Take an instance down, and look for what is left: also the sweep that the warden runs when its owner has died.
 
-`python -m wherry.daemon.down ROOT [RUN]` sweeps: nothing is asked, everything of the instance on this machine goes, its state stays.
+`python -m wherry.daemon.down ROOT [RUN] [--purge]` sweeps: nothing is asked, everything of the instance on this machine goes;
+its state stays, unless --purge is given.
 """
 
 import asyncio
@@ -26,8 +27,7 @@ def down(instance: Instance, *, purge: bool, say: Say) -> list[str]:
     instance.load()
     lock = instance.lock()
     try:
-        _stop_roles(instance)
-        sweep(instance)
+        end(instance)
         if purge:
             shutil.rmtree(instance.root, ignore_errors=True)
         left = leftovers(instance)
@@ -38,6 +38,12 @@ def down(instance: Instance, *, purge: bool, say: Say) -> list[str]:
         return left
     finally:
         os.close(lock)
+
+
+def end(instance: Instance) -> None:
+    """Stop the roles in order and sweep; for who holds the instance's lock."""
+    _stop_roles(instance)
+    sweep(instance)
 
 
 def _stop_roles(instance: Instance) -> None:
@@ -109,4 +115,7 @@ def delete_node_object(instance: Instance, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sweep(Instance.at(*sys.argv[1:3]))
+    swept = Instance.at(*[word for word in sys.argv[1:] if word != "--purge"])
+    sweep(swept)
+    if "--purge" in sys.argv:
+        shutil.rmtree(swept.root, ignore_errors=True)

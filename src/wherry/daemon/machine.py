@@ -3,30 +3,34 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherry.builder.service import Builder
 from wherry.client.api import ApiClient
 from wherry.client.transports import HttpTransport
 from wherry.clock import Clock
 from wherry.content.local import LocalContent
 from wherry.daemon.builds import TarBuild
 from wherry.daemon.instance import Instance, NodePlan, Plan
+from wherry.daemon.phases import unmarked
 from wherry.daemon.profiles import TIMES
 from wherry.doors.docker.door import DockerDoor
 from wherry.engine.local import LocalEngine
+from wherry.engine.networks import Networking
 from wherry.engine.settings import EngineSettings
 from wherry.engine.types import Dns
 from wherry.host import facts, mounts
 from wherry.host.nftables import Nft
 from wherry.model.quantities import parse_bytes
 from wherry.model.users import node as node_user
+from wherry.network.bridges import Bridges
+from wherry.network.claims import Claims
 from wherry.network.dns import DnsEndpoint, DnsPort, DnsServer, DnsService
 from wherry.network.guard import Guard
 from wherry.network.pods import LocalPodNetwork
+from wherry.network.ports import Ports
 from wherry.network.ranges import Ranges
 from wherry.network.services import NftServices
 from wherry.network.upstream import read_resolvers
@@ -57,7 +61,9 @@ def ranges_of(plan: Plan, node: NodePlan) -> Ranges:
 
 
 @asynccontextmanager
-async def engine_role(instance: Instance, plan: Plan, node: NodePlan, clock: Clock) -> AsyncGenerator[RunningEngine]:
+async def engine_role(
+    instance: Instance, plan: Plan, node: NodePlan, clock: Clock, *, mark: Callable[[str], None] = unmarked
+) -> AsyncGenerator[RunningEngine]:
     """Run the engine of a node, with its part of the network, behind the Docker API's socket."""
     async with AsyncExitStack() as stack:
         nft = stack.enter_context(Nft())
@@ -67,6 +73,7 @@ async def engine_role(instance: Instance, plan: Plan, node: NodePlan, clock: Clo
             instance.id, node.index, ranges_of(plan, node), str(root / "network"), nft, guard
         )  # fmt: skip
         await stack.enter_async_context(network)
+        mark("network")
         content = LocalContent.open(instance.node_content(node), clock=clock)
         stack.push_async_callback(content.close)
         settings = EngineSettings(
@@ -83,15 +90,23 @@ async def engine_role(instance: Instance, plan: Plan, node: NodePlan, clock: Clo
             network=network,
             clock=clock,
             settings=settings,
+            networking=Networking(
+                instance.id,
+                Bridges(instance.id, nft, guard, subnets=Claims()),
+                Ports(instance.id, nft, guard),
+                default_subnet=node.pod_cidr,
+            ),
         )
         await stack.enter_async_context(engine)
-        builder = Builder(engine, content, root / "builder", clock=clock)
-        stack.push_async_callback(builder.close)
-        await builder.start()
-        door = DockerDoor(engine, TarBuild(builder), clock=clock, node=node.name)
+        mark("engine")
+        build = TarBuild(engine, content, root / "builder", clock=clock)
+        stack.push_async_callback(build.close)
+        await build.start()
+        door = DockerDoor(engine, build, clock=clock, node=node.name)
         server = Server(door.handle, on_error=door.fail)
         await server.start_unix(instance.docker_socket(node.name), mode=0o660, gid=_docker_group())
         stack.push_async_callback(server.close, 2.0)
+        mark("docker")
         yield RunningEngine(engine, network, content, nft, guard)
 
 
@@ -106,7 +121,13 @@ def _docker_group() -> int | None:
 
 @asynccontextmanager
 async def agent_role(
-    instance: Instance, plan: Plan, node: NodePlan, running: RunningEngine, clock: Clock
+    instance: Instance,
+    plan: Plan,
+    node: NodePlan,
+    running: RunningEngine,
+    clock: Clock,
+    *,
+    mark: Callable[[str], None] = unmarked,
 ) -> AsyncGenerator[Agent]:
     """Join the cluster: register, run pods, keep services, names and routes."""
     times = TIMES[plan.profile]
@@ -130,6 +151,7 @@ async def agent_role(
             routes=routes,
         )  # fmt: skip
         await stack.enter_async_context(proxy)
+        mark("proxy")
         capacity, info = await asyncio.to_thread(node_facts, instance.node_root(node))
         labels = {"wherry.dev/instance": instance.id}
         if (
@@ -151,6 +173,7 @@ async def agent_role(
         )
         agent = Agent(client, EngineRuntime(running.engine), clock=clock, settings=settings)
         await stack.enter_async_context(agent)
+        mark("agent")
         face = Server(AgentServer(agent, clock).handle)
         gid = plan.server_uid if os.geteuid() == 0 else None
         await face.start_unix(instance.agent_socket(node.name), mode=0o660, gid=gid)

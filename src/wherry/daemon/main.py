@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -17,6 +18,9 @@ from wherry.daemon.phases import Phases
 from wherry.errors import Invalid, WherryError
 
 log = logging.getLogger("wherry")
+
+SETTLE_S = 1.0
+"""After being ready: the first requests come before the collector does."""
 
 
 async def run(instance: Instance, plan: Plan, roles: list[str], node: str, phases: Phases) -> None:
@@ -58,22 +62,22 @@ async def run(instance: Instance, plan: Plan, roles: list[str], node: str, phase
             engine = await stack.enter_async_context(engine_role(instance, plan, chosen, clock, mark=phases.mark))
             if "agent" in roles:
                 await stack.enter_async_context(agent_role(instance, plan, chosen, engine, clock, mark=phases.mark))
-        _settle()
         log.info("%s: ready %s", ", ".join(roles), phases)
+        loop.call_later(SETTLE_S, _settle)
         await stop.wait()
         log.info("%s: stopping", ", ".join(roles))
 
 
 def _settle() -> None:
     """What was made at start stays: keep the collector from walking over it again and again."""
-    import gc
-
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def main() -> None:
     """Read the command line, run, and exit: 0 in order, 1 for an error that restarting may cure."""
+    gc.disable()  # start-up makes much and drops little
     phases = Phases()
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--"))

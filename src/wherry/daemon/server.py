@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from wherry.controllers.settings import Settings as ControllerSettings
 from wherry.daemon.certificates import Certificates, write_private
 from wherry.daemon.forks import forker, permit
 from wherry.daemon.instance import Instance, Plan
+from wherry.daemon.phases import unmarked
 from wherry.daemon.profiles import TIMES
 from wherry.errors import NotFound, Unavailable
 from wherry.history.archive import Archive
@@ -52,16 +53,21 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGenerator[RunningServer]:
+async def server_role(
+    instance: Instance, plan: Plan, clock: Clock, *, mark: Callable[[str], None] = unmarked
+) -> AsyncGenerator[RunningServer]:
     """Run the API server of an instance: it listens on its unix socket and, by TLS, on its port.
 
     Everything it keeps is below `instance.server`; it needs no root. Pods reach it at the gateway of each node.
     """
     times = TIMES[plan.profile]
     async with AsyncExitStack() as stack:
-        store = await SqliteStore.open(instance.server / "store", clock=clock, durability=plan.durability)
+        store, authority = await asyncio.gather(  # keys are made while the store's files are synced
+            SqliteStore.open(instance.server / "store", clock=clock, durability=plan.durability),
+            asyncio.to_thread(Authority.load_or_create, instance.server / "pki", clock),
+        )
         stack.push_async_callback(store.close)
-        authority = await asyncio.to_thread(Authority.load_or_create, instance.server / "pki", clock)
+        mark("store and keys")
         gateways = [each.address for each in plan.nodes if each.real and each.address]
         settings = ApiSettings(
             service_cidr=plan.service_cidr,
@@ -70,6 +76,7 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGene
         )
         archive = await Archive.open(instance.server / "history", store, clock=clock)
         stack.push_async_callback(archive.close)
+        mark("history")
         api = Api(
             store,
             clock=clock,
@@ -80,6 +87,7 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGene
         )
         await api.start()
         stack.push_async_callback(api.close)
+        mark("api")
         running = RunningServer(api, store, archive, Scheduler(_client(api, "system:kube-scheduler"), clock=clock))
         server = Server(api.handle, on_error=api.fail)
         stack.push_async_callback(server.close, 2.0)
@@ -87,8 +95,11 @@ async def server_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGene
         await server.start_unix(instance.api_socket, mode=0o660)
         renewal = await _listen_tls(server, instance, plan, authority, gateways)
         stack.push_async_callback(_end, renewal)
+        mark("listen")
         await stack.enter_async_context(running.scheduler)
+        mark("scheduler")
         await stack.enter_async_context(_controllers(api, plan, authority, clock))
+        mark("controllers")
         await stack.enter_async_context(archive)
         compaction = asyncio.create_task(keep_compacted(store, read_until=lambda: archive.position), name="compaction")
         stack.push_async_callback(_end, compaction)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wherry.daemon.instance import Instance, ask
+from wherry.daemon.instance import Instance, NodePlan, ask
 from wherry.errors import NotFound, WherryError
 from wherry.wire.blocking import request
 
@@ -53,14 +53,17 @@ def nodes_of(instance: Instance) -> dict[str, bool]:
     return result
 
 
-def is_ready(instance: Instance, names: Sequence[str]) -> bool:
-    """Whether the API answers that it is ready, and so are all these nodes."""
+def is_ready(instance: Instance, nodes: Sequence[NodePlan]) -> bool:
+    """Whether the API answers that it is ready, the registry is there, and so are all these nodes, by an agent of this start.
+
+    The store may still say Ready of an agent of an earlier start; the files in the run directory are of this one.
+    """
+    here = [instance.heartbeat(node.name) if node.real else instance.agent_socket(node.name) for node in nodes]
+    if not all(path.exists() for path in (*here, instance.registry_socket)):
+        return False
     try:
-        code, _ = get(instance.api_socket, "/readyz")
-        if code != 200:
-            return False
-        known = nodes_of(instance)
-        return all(known.get(name) for name in names)
+        known = nodes_of(instance)  # first: while they are awaited, one question in each round is enough
+        return all(known.get(node.name) for node in nodes) and get(instance.api_socket, "/readyz")[0] == 200
     except (WherryError, OSError):
         return False
 

@@ -18,6 +18,7 @@ import msgspec
 from wherry.clock import machine
 from wherry.daemon import down, networks
 from wherry.daemon.instance import (
+    DEFAULT_ROOT,
     Instance,
     NodePlan,
     Plan,
@@ -40,7 +41,7 @@ POLL_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `wherry up` was asked for. `owner_fd`: a pipe whose end ends the instance."""
+    """What `wherry up` was asked for. `owner_fd`: a pipe whose end ends the instance, and its state where it is `temporary`."""
 
     root: str
     nodes: int
@@ -49,6 +50,7 @@ class Options:
     durability: str
     timeout_s: float
     owner_fd: int | None = None
+    temporary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,13 @@ def up(options: Options, say: Say) -> Started:
         planned = machine.monotonic()
         asyncio.run(networks.prepare(instance, plan))
         networked = machine.monotonic()
-        _start_warden(instance, plan, options.owner_fd)
-        _wait_ready(instance, plan, options.timeout_s)
+        _start_warden(instance, plan, options.owner_fd, temporary=options.temporary)
+        try:
+            _wait_ready(instance, plan, options.timeout_s)
+        except KeyboardInterrupt:
+            say("interrupted: removing what was started")
+            down.end(instance)
+            raise
         ready = machine.monotonic()
         phases = (
             ("plan", planned - begun), ("node namespaces", networked - planned), ("processes", ready - networked),
@@ -149,11 +156,15 @@ def _profile(text: str) -> Profile:
 
 
 def _ports(instance: Instance, options: Options) -> tuple[int, int]:
-    """Choose the ports of the API and the registry; real instances claim theirs, so that two starts never meet."""
+    """Choose the ports of the API and the registry; real instances claim theirs, so that two starts never meet.
+
+    Simulated ones may have no right to claim: each looks in another place first.
+    """
     if options.nodes and os.geteuid() == 0:
         first, second = networks.claim_ports(instance, (API_PORT, REGISTRY_PORT))
         return first, second
-    return _free_port(API_PORT, ()), _free_port(REGISTRY_PORT, ())
+    apart = 0 if str(instance.root) == DEFAULT_ROOT else 100 + int(instance.id, 16) % 1000
+    return _free_port(API_PORT + apart, ()), _free_port(REGISTRY_PORT + apart, ())
 
 
 def _free_port(first: int, taken: Sequence[int]) -> int:
@@ -236,13 +247,14 @@ def _role(instance: Instance, name: str, words: Sequence[str], *, uid: int = 0, 
     }
 
 
-def _start_warden(instance: Instance, plan: Plan, owner_fd: int | None) -> None:
+def _start_warden(instance: Instance, plan: Plan, owner_fd: int | None, *, temporary: bool = False) -> None:
     """Start the warden as a session of its own; it starts the roles."""
+    purge = ["--purge"] if temporary else []
     document = {
         "id": instance.id,
         "run": str(instance.run),
         "owner_fd": owner_fd,
-        "sweep": [sys.executable, "-m", "wherry.daemon.down", str(instance.root), str(instance.run)],
+        "sweep": [sys.executable, "-m", "wherry.daemon.down", str(instance.root), str(instance.run), *purge],
         "roles": roles_of(instance, plan),
     }
     path = instance.run / "warden.json"
@@ -264,9 +276,8 @@ def _start_warden(instance: Instance, plan: Plan, owner_fd: int | None) -> None:
 
 
 def _wait_ready(instance: Instance, plan: Plan, timeout_s: float) -> None:
-    names = [node.name for node in plan.nodes]
     deadline = machine.monotonic() + timeout_s
-    while not is_ready(instance, names):
+    while not is_ready(instance, plan.nodes):
         if machine.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"not ready after {timeout_s:g} s; the logs are in {instance.root / 'log'} (wherry status, wherry doctor)"

@@ -1,6 +1,7 @@
 """The warden: a tiny process that outlives the roles of an instance, restarts them and, at the end, removes them.
 
-It is plain standard library, because it must stay small (below 10 MB, pages shared with others counted in part) and must not break with the rest: it is run as
+It is plain standard library, because it must stay small (below 10 MB, pages shared with others counted in part) and
+must not break with the rest: it is run as
 `python -IS warden.py PLAN.json` and imports nothing of wherry. It is not a supervisor for containers: these live under
 conmon and in the cgroup of their node.
 

@@ -8,7 +8,6 @@ behind.
 import asyncio
 import logging
 import os
-import re
 import secrets
 import signal
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ from dataclasses import replace
 from wherry.clock import Clock, machine
 from wherry.content.protocol import Content, Digest
 from wherry.engine import restarts
-from wherry.engine import spec as specs
 from wherry.engine.events import Events
 from wherry.engine.images import Images
+from wherry.engine.intents import intend, own_sandbox
 from wherry.engine.lives import Life, Lives, Run, view
 from wherry.engine.paths import Paths
 from wherry.engine.records import ContainerRecord, Records, SandboxRecord, Stage
@@ -28,11 +27,13 @@ from wherry.engine.runs import Runs
 from wherry.engine.runtime import CommandFailed
 from wherry.engine.sandboxes import Sandboxes
 from wherry.engine.settings import EngineSettings
+from wherry.engine.signals import signal_number
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.tasks import Tasks
 from wherry.engine.trash import Trash
-from wherry.engine.types import Container, ContainerSpec, Exit, SandboxSpec
-from wherry.errors import AlreadyExists, Broken, Conflict, Invalid, NotFound, WherryError
+from wherry.engine.types import Container, ContainerSpec, Exit
+from wherry.engine.volumes import Volumes
+from wherry.errors import Broken, Conflict, NotFound, WherryError
 from wherry.host import processes
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 KILL_S = 10.0
 CLEAR_ATTEMPTS = 4
 CREATE_FAILED = 128
-_ID = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 
 class Containers:
@@ -62,6 +61,7 @@ class Containers:
         tasks: Tasks,
         lives: Lives,
         trash: Trash,
+        volumes: Volumes,
     ) -> None:
         self._paths = paths
         self._records = records
@@ -77,6 +77,7 @@ class Containers:
         self._slots = asyncio.Semaphore(settings.at_once)
         self.lives = lives
         self._trash = trash
+        self._volumes = volumes
 
     # walks ------------------------------------------------------------------------------------------------------------
     async def create(self, spec: ContainerSpec) -> Container:
@@ -84,25 +85,26 @@ class Containers:
 
         A command that cannot be run is no error here, but one of `start`: that is where Docker's users look for it.
         """
-        record = await self._intend(spec)
+        record = await intend(spec, self._images, self._sandboxes, self.lives, self._paths)
         life = Life(record)
         self.lives.add(life)
         async with life.lock:
             try:
-                self._put(life, record)
+                self.put(life, record)
                 self._settings.arrow("intent")
                 await self._content.hold(_holder(record.id), Digest(record.image_digest))
+                self._volumes.make_for(record)
                 try:
                     await self._make_run(life)
                 except CommandFailed as error:
                     log.info("container %s: %s", record.name, error.message)
                     await self._runs.clear(life.record, self.sandbox_of(life.record))
-                    self._put(life, replace(life.record, stage=Stage.CREATED, monitor=None, process=None))
-                self._put(life, replace(life.record, acknowledged=True))
+                    self.put(life, replace(life.record, stage=Stage.CREATED, monitor=None, process=None))
+                self.put(life, replace(life.record, acknowledged=True))
             except BaseException as error:
                 await asyncio.shield(self._discard(life, error))
                 raise
-        self._tell(life, "create")
+        self.tell(life, "create")
         return self.show(life)
 
     async def start(self, life: Life) -> None:
@@ -119,20 +121,22 @@ class Containers:
         """Stop signal, grace, kill."""
         async with life.lock:
             self._forget_restart(life)
-            self._put(life, replace(life.record, stopped=True))
+            self.put(life, replace(life.record, stopped=True))
             run = life.run
             if run is None or not life.is_running:
                 return
             number = signal_number(life.record.stop_signal)
             grace_s = life.record.spec.stop_grace_s if grace_s is None else grace_s
-            if grace_s > 0 and processes.send_signal(run.process, number):
-                self._tell(life, "kill", signal=str(number))
+            sent = grace_s > 0 and processes.send_signal(run.process, number)
+            await self.thaw(life)
+            if sent:
+                self.tell(life, "kill", signal=str(number))
                 with suppress(TimeoutError):
                     async with machine.timeout(grace_s):
                         await run.ended.wait()
             if not run.ended.is_set():
                 await self._kill_hard(life, run)
-            self._tell(life, "stop")
+            self.tell(life, "stop")
 
     async def kill(self, life: Life, name: str) -> None:
         """Send a signal. Raises Conflict when it does not run."""
@@ -141,12 +145,14 @@ class Containers:
         if run is None or not life.is_running:
             raise Conflict(f"container {life.record.name}: it does not run")
         if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal_number(life.record.stop_signal)):
-            self._put(life, replace(life.record, stopped=True))
+            self.put(life, replace(life.record, stopped=True))
         if number == signal.SIGKILL:
             await self._send_kill(life, run)
         elif not processes.send_signal(run.process, number):
             raise Conflict(f"container {life.record.name}: it has just ended")
-        self._tell(life, "kill", signal=str(number))
+        elif number == signal_number(life.record.stop_signal):
+            await self.thaw(life)
+        self.tell(life, "kill", signal=str(number))
 
     async def wait(self, life: Life) -> Exit:
         """Wait for its end; at once when it has ended and nothing will start it again."""
@@ -156,13 +162,13 @@ class Containers:
         life.waiters.append(waiter)
         return await waiter
 
-    async def remove(self, life: Life, *, force: bool) -> None:
+    async def remove(self, life: Life, *, force: bool, volumes: bool = False) -> None:
         """Take it away: dead and without a name on return; its files go behind. Raises Conflict."""
         if life.is_running and not force:
             raise Conflict(f"container {life.record.name}: it runs; stop it first, or use force")
         self._forget_restart(life)
         if life.is_running and life.run is not None:
-            self._put(life, replace(life.record, stopped=True))
+            self.put(life, replace(life.record, stopped=True))
             await self._kill_hard(life, life.run)
         async with life.lock:
             if life.record.stage is Stage.REMOVING:
@@ -171,11 +177,20 @@ class Containers:
                 return
             if life.is_running and life.run is not None:  # started again just before
                 await self._kill_hard(life, life.run)
+            name = life.record.name
             self.lives.free_name(life)
-            self._put(life, replace(life.record, stage=Stage.REMOVING, name=""))
+            self.put(life, replace(life.record, stage=Stage.REMOVING, name="", drop_volumes=volumes))
             self._settings.arrow("removing")
-        self._tell(life, "destroy")
+            self._drop_volumes(life.record)
+        self.tell(life, "destroy", name=name)
         self.begin_removal(life)
+
+    async def thaw(self, life: Life) -> None:
+        """Let a paused container go on; nothing when it is not paused."""
+        sandbox = self.sandbox_of(life.record)
+        if life.record.paused and sandbox is not None:
+            await self._runs.freeze(life.record, sandbox, frozen=False)
+            self.put(life, replace(life.record, paused=False))
 
     def begin_removal(self, life: Life) -> None:
         """Have everything of it taken away behind."""
@@ -195,7 +210,9 @@ class Containers:
     def show(self, life: Life) -> Container:
         """Show a container."""
         sandbox = self.sandbox_of(life.record)
-        return view(life, sandbox.address if sandbox is not None else "")
+        volumes = [mount.source for mount in life.record.spec.mounts if mount.kind == "volume"]
+        places = {name: str(self._volumes.place(name)) for name in volumes}
+        return view(life, sandbox.address if sandbox is not None else "", places)
 
     def all(self) -> Sequence[Container]:
         """Show all that callers know of."""
@@ -226,6 +243,15 @@ class Containers:
             life.record.id
             for life in self.lives.all()
             if life.record.image_id == image_id and life.record.stage is not Stage.REMOVING
+        ]
+
+    def volume_users(self, name: str) -> Sequence[str]:
+        """Name the containers that have a volume."""
+        return [
+            life.record.id
+            for life in self.lives.all()
+            if life.record.stage is not Stage.REMOVING
+            and any(mount.kind == "volume" and mount.source == name for mount in life.record.spec.mounts)
         ]
 
     def layers_in_use(self) -> set[str]:
@@ -267,6 +293,8 @@ class Containers:
         """Write down an end, tell everybody, clear up behind."""
         run = life.run
         has_started = life.record.stage in (Stage.STARTED, Stage.STARTING)
+        if life.record.owns_sandbox:
+            self._sandboxes.has_ended(life.record.sandbox)
         if run is not None:
             run.ended.set()
         life.wake()
@@ -274,11 +302,11 @@ class Containers:
             if run is not None:
                 self._tasks.start(self._clear_unstarted(life, run), f"clear {life.record.id[:12]}", settling=True)
             return
-        self._put(life, replace(life.record, stage=Stage.EXITED, exit=exit, has_run=True))
+        self.put(life, replace(life.record, stage=Stage.EXITED, exit=exit, has_run=True, paused=False))
         self._settings.arrow("exited")
         if exit.oom:
-            self._tell(life, "oom")
-        self._tell(life, "die", exitCode=str(exit.code))
+            self.tell(life, "oom")
+        self.tell(life, "die", exitCode=str(exit.code))
         policy = restarts.parse(life.record.spec.restart)
         again = restarts.should_restart(policy, exit, restarts=life.record.restarts, stopped=life.record.stopped)
         life.tell_waiters(exit)
@@ -319,6 +347,7 @@ class Containers:
         if record.owns_sandbox:
             await self._sandboxes.remove(record.sandbox)
         self._trash.put(self._paths.container(record.id))
+        self._drop_volumes(record)
         if record.spec.log_path:
             _remove_logs(record)
         await self._content.release(_holder(record.id))
@@ -329,58 +358,13 @@ class Containers:
             life.run.cleared.set()
         await self._trash.empty()
 
+    def _drop_volumes(self, record: ContainerRecord) -> None:
+        if record.drop_volumes or not record.acknowledged:
+            for name in record.anonymous:
+                if not self.volume_users(name):
+                    self._volumes.drop(name)
+
     # making -----------------------------------------------------------------------------------------------------------
-    async def _intend(self, spec: ContainerSpec) -> ContainerRecord:
-        """Check everything that can be known before anything is made, and write the row's first state."""
-        id = spec.id or secrets.token_hex(32)
-        if _ID.fullmatch(id) is None:
-            raise Invalid(f"container id {id!r}: 64 lower-case hex digits")
-        name = spec.name.removeprefix("/") or id[:12]
-        if _NAME.fullmatch(name) is None:
-            raise Invalid(
-                f"container name {name!r}: letters, digits, '_', '.' and '-', beginning with a letter or digit"
-            )
-        if self.lives.has(id) or self.lives.has(name):
-            raise AlreadyExists(f"container name {name!r} is taken: remove that container, or use another name")
-        if spec.log_driver not in ("cri", "none"):
-            raise Invalid(f"container {name}: log driver {spec.log_driver!r}: use cri or none")
-        if ":" in spec.log_path or (spec.log_path and not spec.log_path.startswith("/")):
-            raise Invalid(f"container {name}: log path {spec.log_path!r}: an absolute path without ':'")
-        policy = restarts.parse(spec.restart)
-        if spec.auto_remove and policy.name != "no":
-            raise Invalid(f"container {name}: it cannot both be removed at its end and restart")
-        image = await self._images.resolve(spec.image)
-        argv = specs.command_line(spec, image.config)
-        stop_signal = specs.stop_signal_of(spec, image.config)
-        signal_number(stop_signal)
-        specs.resources(spec.limits)
-        if spec.sandbox:
-            sandbox = self._sandboxes.row(spec.sandbox)
-            if not sandbox.ready:
-                raise Conflict(f"sandbox {spec.sandbox}: it is not ready; create it again first")
-        if self.lives.has(id) or self.lives.has(name):  # somebody was faster while we read the image
-            raise AlreadyExists(f"container name {name!r} is taken: remove that container, or use another name")
-        return ContainerRecord(
-            id=id,
-            name=name,
-            spec=spec,
-            stage=Stage.INTENT,
-            sandbox=spec.sandbox or self._own_sandbox(spec, id).id,
-            owns_sandbox=not spec.sandbox,
-            image_digest=image.digest,
-            image_id=image.id,
-            layers=[diff_id for _, diff_id in image.layers],
-            argv=argv,
-            created=machine.now(),
-            log_path=spec.log_path or str(self._paths.container(id) / "log" / "container.log"),
-            stop_signal=stop_signal,
-        )
-
-    def _own_sandbox(self, spec: ContainerSpec, id: str) -> SandboxSpec:
-        if spec.sandbox_spec is None:
-            return SandboxSpec(id=id, hostname=id[:12])
-        return replace(spec.sandbox_spec, id=spec.sandbox_spec.id or id)
-
     async def _make_run(self, life: Life) -> None:
         """Bring a row from INTENT to CREATED. Raises CommandFailed, Invalid, Broken; then a run may be half made."""
         record = life.record
@@ -388,17 +372,17 @@ class Containers:
         await self._snapshots.ensure(image.layers, f"container {record.name}")
         async with self._slots:
             if record.owns_sandbox:
-                await self._sandboxes.ensure(self._own_sandbox(record.spec, record.id))
+                await self._sandboxes.ensure(own_sandbox(record.spec, record.id))
             self._settings.arrow("sandbox")
 
             def spawned(monitor: processes.Identity, mount_points: Sequence[str]) -> None:
                 points = [*dict.fromkeys((*life.record.mount_points, *mount_points))]
-                self._put(life, replace(life.record, stage=Stage.SPAWNED, monitor=monitor, mount_points=points))
+                self.put(life, replace(life.record, stage=Stage.SPAWNED, monitor=monitor, mount_points=points))
                 self._settings.arrow("spawned")
 
             made = await self._runs.make(record, self._sandboxes.row(record.sandbox), image.config, spawned)
         self._settings.arrow("made")
-        self._put(life, replace(life.record, stage=Stage.CREATED, process=made.process))
+        self.put(life, replace(life.record, stage=Stage.CREATED, process=made.process))
         self._settings.arrow("created")
         run = Run(made.monitor, made.process, os.dup(made.child.pidfd), made.child)
         self.watch(life, run)
@@ -416,20 +400,22 @@ class Containers:
         try:
             if record.stage is not Stage.CREATED or life.run is None:
                 cleared = replace(record, stage=Stage.INTENT, monitor=None, process=None, stopped=False)
-                self._put(life, cleared)
+                self.put(life, cleared)
                 self._settings.arrow("intent")
                 await self._make_run(life)
             run = life.run
             if run is None:
                 raise Broken(f"container {record.name}: it has no run to start")
-            self._put(life, replace(life.record, stage=Stage.STARTING, stopped=False, started=machine.now()))
+            self.put(life, replace(life.record, stage=Stage.STARTING, stopped=False, started=machine.now()))
             self._settings.arrow("starting")
+            if record.owns_sandbox:
+                await self._sandboxes.about_to_run(record.sandbox)
             async with self._slots:
                 await self._runs.runtime.start(record.id)
             self._settings.arrow("started")
             if not run.ended.is_set():
-                self._put(life, replace(life.record, stage=Stage.STARTED))
-            self._tell(life, "start")
+                self.put(life, replace(life.record, stage=Stage.STARTED))
+            self.tell(life, "start")
         except WherryError as error:
             code = error.code if isinstance(error, CommandFailed) else CREATE_FAILED
             exit = Exit(code, machine.now(), error=error.message)
@@ -443,6 +429,8 @@ class Containers:
 
     async def _fail_start(self, life: Life, exit: Exit) -> None:
         """A start that failed is an end, too: restart policies leave it alone."""
+        if life.record.owns_sandbox:
+            self._sandboxes.has_ended(life.record.sandbox)
         run = life.run
         if run is not None:
             run.ended.set()
@@ -452,19 +440,19 @@ class Containers:
         if run is not None:
             run.cleared.set()
             life.run = None
-        self._put(
+        self.put(
             life,
             replace(life.record, stage=Stage.EXITED, exit=exit, has_run=True, monitor=None, process=None, stopped=True),
         )
         life.tell_waiters(exit)
-        self._tell(life, "die", exitCode=str(exit.code))
+        self.tell(life, "die", exitCode=str(exit.code))
 
     async def _discard(self, life: Life, error: BaseException) -> None:
         """Take away a container whose making failed before anybody was told of it."""
         self.lives.free_name(life)
         if life.record.stage is not Stage.REMOVING:
             with suppress(WherryError):
-                self._put(life, replace(life.record, stage=Stage.REMOVING, name=""))
+                self.put(life, replace(life.record, stage=Stage.REMOVING, name=""))
         try:
             await self.finish_removal(life)
         except WherryError as second:
@@ -487,6 +475,7 @@ class Containers:
             await self._runs.kill_all(life.record, sandbox)
         else:
             processes.send_signal(run.process, signal.SIGKILL)
+            await self.thaw(life)
 
     async def _end_process(self, life: Life, run: Run) -> None:
         await self._send_kill(life, run)
@@ -501,7 +490,7 @@ class Containers:
                 self._close(run)
                 run.cleared.set()
         if life.record.spec.auto_remove and not again and life.record.stage is Stage.EXITED:
-            await self.remove(life, force=True)
+            await self.remove(life, force=True, volumes=True)
         await self._trash.empty()
 
     async def _clear_unstarted(self, life: Life, run: Run) -> None:
@@ -512,7 +501,7 @@ class Containers:
     async def _drop_unstarted(self, life: Life, run: Run) -> None:
         """Clear a run whose process was killed before it was let go: `start` makes another."""
         await self.clear_run(life)
-        self._put(life, replace(life.record, monitor=None, process=None))
+        self.put(life, replace(life.record, monitor=None, process=None))
         self._close(run)
         run.cleared.set()
         life.run = None
@@ -522,7 +511,7 @@ class Containers:
         try:
             async with life.lock:
                 if life.record.stage is Stage.EXITED and not life.record.stopped:
-                    self._put(life, replace(life.record, restarts=life.record.restarts + 1))
+                    self.put(life, replace(life.record, restarts=life.record.restarts + 1))
                     await self._start(life)
         finally:
             if life.restart is asyncio.current_task():  # else it has ended already, and the next is planned
@@ -545,11 +534,13 @@ class Containers:
             run.child.close()
 
     # rows -------------------------------------------------------------------------------------------------------------
-    def _put(self, life: Life, record: ContainerRecord) -> None:
+    def put(self, life: Life, record: ContainerRecord) -> None:
+        """Write a row."""
         self._records.put_container(record)
         life.record = record
 
-    def _tell(self, life: Life, action: str, **attributes: str) -> None:
+    def tell(self, life: Life, action: str, **attributes: str) -> None:
+        """Send an event."""
         record = life.record
         self._events.tell(
             "container",
@@ -557,23 +548,6 @@ class Containers:
             record.id,
             {**record.spec.labels, "name": record.name, "image": record.spec.image, **attributes},
         )
-
-
-def signal_number(name: str) -> int:
-    """Read a signal: "SIGTERM", "TERM", "15", "SIGRTMIN+3". Raises Invalid."""
-    text = name.upper().removeprefix("SIG")
-    if text.isdigit() and 1 <= int(text) <= 64:
-        return int(text)
-    found = re.fullmatch(r"RT(MIN|MAX)(?:([+-])(\d+))?", text)
-    if found:
-        base = int(signal.SIGRTMIN if found[1] == "MIN" else signal.SIGRTMAX)
-        number = base + int(found[3] or 0) * (-1 if found[2] == "-" else 1)
-        if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-            return number
-    member = signal.Signals.__members__.get(f"SIG{text}")
-    if member is None:
-        raise Invalid(f"signal {name!r}: use a name such as SIGTERM, or a number from 1 to 64")
-    return int(member)
 
 
 def _holder(id: str) -> str:

@@ -168,7 +168,14 @@ class Images:
         self._events.tell("image", "tag", str(name), {"id": (await self.known(digest)).id})
         await self._tell_cluster(name, digest)
 
-    async def commit(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
+    async def commit(
+        self,
+        config: Mapping[str, Any],
+        layers: Sequence[str],
+        names: Sequence[str],
+        *,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Image:
         """Make an image of a config and layer blobs that are in the store, and name it."""
         parsed = [parse_name(name) for name in names]
         diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
@@ -180,7 +187,7 @@ class Images:
             data = msgspec.json.encode(config)
             blob = await self._content.put(data, lease=lease)
             described = oci.Descriptor(media_type=oci.OCI_CONFIG, digest=blob.digest, size=blob.size_bytes)
-            manifest = await self._content.put(oci.manifest_of(described, descriptors), lease=lease)
+            manifest = await self._content.put(oci.manifest_of(described, descriptors, annotations), lease=lease)
             for name in parsed:
                 await self._give(str(name), manifest.digest)
             if not parsed:

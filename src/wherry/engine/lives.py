@@ -1,7 +1,7 @@
 """Containers in memory: the row, and the present run with those who wait for its end."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wherry.engine.records import ContainerRecord, Stage
@@ -85,6 +85,12 @@ class Lives:
         if life is not None and self._by_name.get(life.record.name) == id:
             del self._by_name[life.record.name]
 
+    def rename(self, life: Life, old: str) -> None:
+        """Know a container by the name that its row has now."""
+        if self._by_name.get(old) == life.record.id:
+            del self._by_name[old]
+        self._by_name[life.record.name] = life.record.id
+
     def free_name(self, life: Life) -> None:
         """Let another container have its name."""
         if self._by_name.get(life.record.name) == life.record.id:
@@ -116,12 +122,20 @@ class Lives:
         return list(self._by_id.values())
 
 
-def view(life: Life, address: str) -> Container:
+def running_names(lives: Lives, sandbox: str) -> Sequence[str]:
+    """Name the container that has a sandbox of its own, while it runs or is about to; else none."""
+    life = lives.get(sandbox)
+    if life is None or life.record.stage not in (Stage.STARTING, Stage.STARTED):
+        return ()
+    return (life.record.name, life.record.id[:12])
+
+
+def view(life: Life, address: str, volumes: Mapping[str, str]) -> Container:
     """Show a container as callers see it."""
     record = life.record
     running = life.is_running
     if running:
-        state = State.RUNNING
+        state = State.PAUSED if record.paused else State.RUNNING
     elif record.stage is Stage.EXITED or record.has_run:
         state = State.EXITED
     else:
@@ -140,4 +154,6 @@ def view(life: Life, address: str) -> Container:
         sandbox=record.sandbox,
         address=address,
         argv=record.argv,
+        volumes=volumes,
+        restarting=life.restart is not None and not running,
     )

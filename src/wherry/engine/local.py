@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,8 @@ from wherry.engine import execs, logs, monitor, rotation
 from wherry.engine.containers import Containers
 from wherry.engine.events import Events
 from wherry.engine.images import LEASE_S, Images
-from wherry.engine.lives import Life, Lives
+from wherry.engine.lives import Life, Lives, running_names
+from wherry.engine.networks import Networking, Networks
 from wherry.engine.paths import Paths
 from wherry.engine.records import Records
 from wherry.engine.recovery import Recovery
@@ -32,7 +34,7 @@ from wherry.engine.sessions import Attached
 from wherry.engine.settings import EngineSettings
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.tasks import Tasks
-from wherry.engine.trash import Trash
+from wherry.engine.trash import Trash, disk_usage
 from wherry.engine.types import (
     Container,
     ContainerSpec,
@@ -40,10 +42,12 @@ from wherry.engine.types import (
     ExecSpec,
     Exit,
     Image,
+    Join,
     LogLine,
     Sandbox,
     SandboxSpec,
 )
+from wherry.engine.volumes import Volumes
 from wherry.errors import Broken, Conflict, Unavailable, Unsupported
 from wherry.host import cgroups, mounts, spawn
 from wherry.host.engine_calls import Inotify
@@ -71,12 +75,14 @@ class LocalEngine:
         network: PodNetwork,
         clock: Clock,
         settings: EngineSettings | None = None,
+        networking: Networking | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self._paths = Paths(root.absolute(), run.absolute())
         self._base = self.settings.cgroup or f"wherry/{instance}/{node}"
         self._content = content
         self._network = network
+        self._networking = networking
         self._clock = clock
         self._stack = AsyncExitStack()
         self._events = Events()
@@ -98,12 +104,17 @@ class LocalEngine:
             stack.callback(records.close)
             self._inotify = Inotify()
             stack.callback(self._inotify.close)
-            tasks = await stack.enter_async_context(Tasks())  # last in, first out: they use all of the above
             lives = Lives()
+            self.networks = Networks(
+                records, self._events, self._networking, lambda sandbox: running_names(lives, sandbox)
+            )
+            stack.push_async_callback(self.networks.close)
+            tasks = await stack.enter_async_context(Tasks())  # last in, first out: they use all of the above
             self._images = Images(self._content, settings, self._events, lambda id: self._containers.users_of(id))
             self._snapshots = Snapshots(paths, self._content, self._trash)
-            self._sandboxes = Sandboxes(paths, records, groups, self._network, self._events, settings)
-            runs = Runs(paths, self._runtime, groups, self._snapshots, self._sandboxes, settings)
+            self._sandboxes = Sandboxes(paths, records, groups, self._network, self._events, settings, self.networks)
+            self.volumes = Volumes(paths, self._events, self._trash, lambda name: self._containers.volume_users(name))
+            runs = Runs(paths, self._runtime, groups, self._snapshots, self._sandboxes, self.volumes, settings)
             self._runs = runs
             self._containers = Containers(
                 paths,
@@ -119,12 +130,16 @@ class LocalEngine:
                 tasks,
                 lives,
                 self._trash,
+                self.volumes,
             )
             await self._snapshots.open()
             self._sandboxes.open()
+            await self.networks.open(self._sandboxes.ids())
+            self.volumes.open()
             runs.open()
             self._inotify.watch(str(paths.exits), self._on_exit_file)
             await Recovery(paths, records, runs, self._sandboxes, self._containers, tasks).run()
+            await self.networks.take_up_ports([life.record.sandbox for life in lives.all() if life.is_running])
             tasks.start(self._rotate_logs(), "rotate logs")
             tasks.start(self._settle(), "settle snapshots", settling=True)
             self._tasks = tasks
@@ -163,9 +178,16 @@ class LocalEngine:
         """See Engine."""
         await self._images.tag(ref, name)
 
-    async def commit_image(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
+    async def commit_image(
+        self,
+        config: Mapping[str, Any],
+        layers: Sequence[str],
+        names: Sequence[str],
+        *,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Image:
         """See Engine."""
-        return await self._images.commit(config, layers, names)
+        return await self._images.commit(config, layers, names, annotations=annotations)
 
     async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
         """See Engine."""
@@ -243,11 +265,21 @@ class LocalEngine:
 
     async def container(self, ref: str) -> Container:
         """See Engine."""
-        return self._containers.show(self._find(ref))
+        return self._with_networks(self._containers.show(self._find(ref)))
 
     async def containers(self) -> Sequence[Container]:
         """See Engine."""
-        return self._containers.all()
+        return [self._with_networks(each) for each in self._containers.all()]
+
+    async def connect(self, ref: str, join: Join) -> None:
+        """Put a container on one more network, while it runs or not. Raises Forbidden, NotFound, Invalid, Broken."""
+        record = self._find(ref).record
+        await self._sandboxes.connect(record.sandbox, join)
+
+    async def disconnect(self, ref: str, network: str) -> None:
+        """Take a container off a network, while it runs or not. Raises Forbidden, NotFound, Broken."""
+        record = self._find(ref).record
+        await self._sandboxes.disconnect(record.sandbox, network)
 
     async def stop(self, ref: str, *, grace_s: float | None = None) -> None:
         """See Engine."""
@@ -261,9 +293,9 @@ class LocalEngine:
         """See Engine."""
         return await self._containers.wait(self._find(ref))
 
-    async def remove(self, ref: str, *, force: bool = False) -> None:
+    async def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
         """See Engine. What takes long (namespaces, links, files) goes behind; the name is free on return."""
-        await self._containers.remove(self._find(ref), force=force)
+        await self._containers.remove(self._find(ref), force=force, volumes=volumes)
 
     async def exec(self, ref: str, spec: ExecSpec) -> execs.Executed:
         """See Engine."""
@@ -330,6 +362,14 @@ class LocalEngine:
         """Say where a container's log is."""
         return self._find(ref).record.log_path
 
+    async def size_of(self, directory: str) -> int:
+        """Count the bytes on disk below a directory; files that vanish meanwhile do not count."""
+        return await asyncio.to_thread(disk_usage, directory)
+
+    async def empty_trash(self) -> None:
+        """Have what was removed leave the disk now."""
+        await self._trash.empty()
+
     def events(self) -> AsyncIterator[EngineEvent]:
         """See Engine."""
         return self._events.read()
@@ -337,6 +377,10 @@ class LocalEngine:
     async def settled(self, *, timeout_s: float = 20.0) -> None:
         """Wait until what goes on behind (clearing, deleting) is done."""
         await self._tasks.settle(timeout_s)
+
+    def _with_networks(self, container: Container) -> Container:
+        ports, endpoints = self.networks.ports_of(container.sandbox), self.networks.endpoints_of(container.sandbox)
+        return replace(container, ports=ports, endpoints=endpoints) if ports or endpoints else container
 
     # inside -----------------------------------------------------------------------------------------------------------
     def _find(self, ref: str) -> Life:

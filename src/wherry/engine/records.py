@@ -6,16 +6,17 @@ the last rows, whose containers it ended too.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import msgspec
 
-from wherry.engine.types import ContainerSpec, Exit, SandboxSpec
+from wherry.engine.types import ContainerSpec, Exit, Network, SandboxSpec
 from wherry.errors import AlreadyExists, Broken
 from wherry.host.processes import Identity
+from wherry.network.types import PublishedPort
 
 
 class Stage(Enum):
@@ -36,7 +37,8 @@ class ContainerRecord:
 
     `acknowledged`: `create` has returned, so the container is somebody's and a failed run leaves it EXITED, not removed.
     `stopped`: a person ended it, so restart policies keep quiet. `layers` are diff ids, lowest first.
-    `mount_points`: paths in its root that only the runtime made, to mount on.
+    `mount_points`: paths in its root that only the runtime made, to mount on. `anonymous`: volumes that were made for it;
+    `drop_volumes`: they go with it.
     """
 
     id: str
@@ -61,11 +63,17 @@ class ContainerRecord:
     stopped: bool = False
     has_run: bool = False
     mount_points: Sequence[str] = ()
+    anonymous: Sequence[str] = ()
+    drop_volumes: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxRecord:
-    """A sandbox's row. `ready` only after everything of it is made, and in the boot `boot_id`."""
+    """A sandbox's row. `ready` only after everything of it is made, and in the boot `boot_id`.
+
+    `off_pods`: somebody took it off the pod network since.
+    """
 
     id: str
     spec: SandboxSpec
@@ -74,6 +82,7 @@ class SandboxRecord:
     removing: bool = False
     address: str = ""
     boot_id: str = ""
+    off_pods: bool = False
 
 
 class Records:
@@ -87,10 +96,14 @@ class Records:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, name TEXT UNIQUE, body BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS sandboxes (id TEXT PRIMARY KEY, body BLOB)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS networks (id TEXT PRIMARY KEY, body BLOB)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS ports (id TEXT PRIMARY KEY, body BLOB)")
         except sqlite3.Error as error:
             raise Broken(f"{path}: the engine's records cannot be opened: {error}") from error
         self._containers = msgspec.json.Decoder(ContainerRecord)
         self._sandboxes = msgspec.json.Decoder(SandboxRecord)
+        self._networks = msgspec.json.Decoder(Network)
+        self._ports = msgspec.json.Decoder(list[PublishedPort])
         self._encoder = msgspec.json.Encoder()
 
     def close(self) -> None:
@@ -140,3 +153,37 @@ class Records:
     def drop_sandbox(self, id: str) -> None:
         """Remove a row."""
         self._db.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
+
+    def networks(self) -> Sequence[Network]:
+        """List the networks of people's own, oldest first."""
+        rows = self._db.execute("SELECT body FROM networks").fetchall()
+        return sorted((self._networks.decode(body) for (body,) in rows), key=lambda each: each.created)
+
+    def put_network(self, network: Network) -> None:
+        """Write a row."""
+        self._put("networks", network.id, network)
+
+    def drop_network(self, id: str) -> None:
+        """Remove a row."""
+        self._db.execute("DELETE FROM networks WHERE id = ?", (id,))
+
+    def ports(self) -> Mapping[str, Sequence[PublishedPort]]:
+        """List the ports that are published, by sandbox."""
+        rows = self._db.execute("SELECT id, body FROM ports").fetchall()
+        return {id: self._ports.decode(body) for id, body in rows}
+
+    def put_ports(self, sandbox: str, ports: Sequence[PublishedPort]) -> None:
+        """Write what a sandbox has published; none removes the row."""
+        if ports:
+            self._put("ports", sandbox, ports)
+        else:
+            self._db.execute("DELETE FROM ports WHERE id = ?", (sandbox,))
+
+    def _put(self, table: str, id: str, body: object) -> None:
+        try:
+            self._db.execute(
+                f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET body=excluded.body",
+                (id, self._encoder.encode(body)),
+            )
+        except sqlite3.Error as error:
+            raise Broken(f"{table} {id[:12]}: cannot be recorded: {error}") from error

@@ -110,7 +110,7 @@ class Recovery:
             self._tasks.start(self._remove(life), f"remove container {record.id[:12]}", settling=True)
 
     async def _remove(self, life: Life) -> None:
-        await self._containers.remove(life, force=True)
+        await self._containers.remove(life, force=True, volumes=True)
 
     def _unknown_monitors(self, rows: Sequence[ContainerRecord]) -> Mapping[str, Identity]:
         """Find conmons of ours that no row names, by their command line: of rows at INTENT, and of no row at all."""

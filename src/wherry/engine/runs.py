@@ -17,15 +17,16 @@ from typing import Any
 import msgspec
 
 from wherry.clock import machine
-from wherry.engine import capabilities, monitor, seccomp, users, volumes
+from wherry.engine import capabilities, monitor, seccomp, users
 from wherry.engine import spec as specs
 from wherry.engine.paths import Paths
 from wherry.engine.records import ContainerRecord, SandboxRecord
 from wherry.engine.runtime import Runtime
-from wherry.engine.sandboxes import Sandboxes
+from wherry.engine.sandboxes import Sandboxes, host_limits
 from wherry.engine.settings import EngineSettings
 from wherry.engine.snapshots import Snapshots
-from wherry.engine.types import Exit
+from wherry.engine.types import Exit, Limits, Mount
+from wherry.engine.volumes import Volumes
 from wherry.errors import Broken, Invalid
 from wherry.host import cgroups, engine_calls, engine_filters, mounts, processes
 from wherry.host.processes import Identity
@@ -58,6 +59,7 @@ class Runs:
         groups: cgroups.Cgroups,
         snapshots: Snapshots,
         sandboxes: Sandboxes,
+        volumes: Volumes,
         settings: EngineSettings,
     ) -> None:
         self._paths = paths
@@ -65,6 +67,7 @@ class Runs:
         self._groups = groups
         self._snapshots = snapshots
         self._sandboxes = sandboxes
+        self._volumes = volumes
         self._settings = settings
         self._filters: dict[tuple[str, tuple[str, ...]], tuple[Mapping[str, Any], str]] = {}
         self._available = capabilities.own()
@@ -92,10 +95,14 @@ class Runs:
         bundle = self._paths.bundle(record.id)
         bundle.mkdir(mode=0o700, exist_ok=True)
         (self._paths.exits / record.id).unlink(missing_ok=True)
-        for mount in record.spec.mounts:
-            if mount.kind == "bind" and not os.path.exists(mount.source):
-                raise Invalid(f"container {record.name}: bind source {mount.source!r} does not exist on this machine")
+        self._check_mounts(record)
         self._snapshots.mount(record.id, record.layers)
+        if not record.acknowledged and any(mount.kind == "volume" and mount.copy for mount in record.spec.mounts):
+            root = os.open(bundle / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                await self._volumes.fill(record, root)
+            finally:
+                os.close(root)
         sources = self._stage(record, bundle)
         document, made_points = self._document(record, sandbox, image, sources)
         (bundle / "config.json").write_bytes(msgspec.json.encode(document))
@@ -172,6 +179,19 @@ class Runs:
         """SIGKILL everything in the container's cgroup."""
         await asyncio.to_thread(self._groups.kill, self.group(record, sandbox))
 
+    async def freeze(self, record: ContainerRecord, sandbox: SandboxRecord, *, frozen: bool) -> None:
+        """Stop, or let go on, everything in the container's cgroup."""
+        group = self.group(record, sandbox)
+        await asyncio.to_thread(lambda: self._groups.freeze(group, frozen=frozen))
+
+    async def limit(self, record: ContainerRecord, sandbox: SandboxRecord, limits: Limits) -> None:
+        """Set the limits of a made container."""
+        await asyncio.to_thread(self._groups.limit, self.group(record, sandbox), host_limits(limits))
+
+    def processes(self, record: ContainerRecord, sandbox: SandboxRecord) -> Sequence[int]:
+        """List the pids in its cgroup."""
+        return self._groups.processes(self.group(record, sandbox))
+
     def usage(self, record: ContainerRecord, sandbox: SandboxRecord) -> cgroups.Usage:
         """Read what it uses."""
         return self._groups.usage(self.group(record, sandbox))
@@ -186,12 +206,15 @@ class Runs:
         Its mount namespace was copied when the engine started (see host/spawn.py): what was mounted later it sees only on
         shared mounts, as the run directory is.
         """
-        binds = [mount.source for mount in record.spec.mounts if mount.kind == "bind"]
+        binds = {mount.source: mount for mount in record.spec.mounts if mount.kind == "bind"}
+        for mount in record.spec.mounts:
+            if mount.kind == "volume":
+                binds[str(self._volumes.place(mount.source))] = mount
         if not binds or not self.runtime.spawner.is_masked:
             return {}
         points = mounts.table()
         staged: dict[str, str] = {}
-        for source in dict.fromkeys(binds):
+        for source, mount in binds.items():
             if mounts.containing(os.path.realpath(source), points).shared:
                 continue
             target = bundle / f"{STAGED}{len(staged)}"
@@ -199,9 +222,34 @@ class Runs:
                 target.mkdir()
             else:
                 target.touch()
-            mounts.bind(source, str(target), recursive=True)
+            mounts.bind(source, str(target), recursive=mount.recursive)
+            if spread_of(mount).lstrip("r") == "slave":
+                mounts.propagate(str(target), "slave", recursive=True)
             staged[source] = str(target)
         return staged
+
+    def _check_mounts(self, record: ContainerRecord) -> None:
+        """Make the sources that are to be made; refuse those that are not there, and what cannot spread."""
+        for mount in record.spec.mounts:
+            if mount.kind == "volume" and not (place := self._volumes.place(mount.source)).is_dir():
+                raise Invalid(f"container {record.name}: volume {mount.source}: its directory {place} is not there")
+            if mount.kind != "bind":
+                continue
+            if mount.create and not os.path.lexists(mount.source):
+                os.makedirs(mount.source, exist_ok=True)
+            if not os.path.exists(mount.source):
+                raise Invalid(
+                    f"container {record.name}: invalid mount: bind source path does not exist: {mount.source}"
+                )
+            spread = spread_of(mount).lstrip("r")
+            if spread in ("shared", "slave"):
+                real = os.path.realpath(mount.source)
+                around = mounts.containing(real, mounts.table())
+                if not around.shared:
+                    raise Invalid(
+                        f"container {record.name}: path {mount.source} is mounted on {around.target} but it is not a "
+                        "shared mount"
+                    )
 
     def _was_oom(self, record: ContainerRecord, sandbox: SandboxRecord | None) -> bool:
         if (self._paths.bundle(record.id) / "oom").exists():
@@ -272,7 +320,7 @@ class Runs:
             files=self._sandboxes.files(sandbox),
             shm=self._sandboxes.shm(sandbox) or "/dev/shm",
             volumes={
-                mount.source: str(volumes.path_of(self._paths, mount.source))
+                mount.source: sources.get(place := str(self._volumes.place(mount.source)), place)
                 for mount in spec.mounts
                 if mount.kind == "volume"
             },
@@ -301,6 +349,11 @@ class Runs:
                 self._filters.clear()
             self._filters[key] = found
         return found
+
+
+def spread_of(mount: Mount) -> str:
+    """Say how mounts spread through a bind: "rprivate", unless it says otherwise."""
+    return next((word for word in mount.options if word.lstrip("r") in ("private", "shared", "slave")), "rprivate")
 
 
 def _is_there(root: int, path: str) -> bool:

@@ -194,6 +194,9 @@ def command_code(words: str) -> int:
     if re.search(r"(exec|start of container process|starting container process)", low):
         if "no such file or directory" in low:
             return 127
-        if any(text in low for text in ("permission denied", "exec format error", "is a directory")):
+        if any(
+            word in low
+            for word in ("permission denied", "operation not permitted", "exec format error", "is a directory")
+        ):
             return 126
     return 0

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from wherry.clock import machine
 from wherry.engine.events import Events
+from wherry.engine.networks import Networks
 from wherry.engine.paths import Paths
 from wherry.engine.records import Records, SandboxRecord
 from wherry.engine.settings import EngineSettings
 from wherry.engine.spec import DEFAULT_SHM_BYTES
-from wherry.engine.types import Dns, Limits, Sandbox, SandboxSpec
-from wherry.errors import Conflict, Invalid, NotFound, Unsupported
+from wherry.engine.types import Dns, Join, Limits, Sandbox, SandboxSpec
+from wherry.errors import Conflict, Forbidden, Invalid, NotFound, Unsupported
 from wherry.host import cgroups, mounts, namespaces, processes
 from wherry.network.types import PodNetwork
 
@@ -42,6 +43,7 @@ class Sandboxes:
         network: PodNetwork,
         events: Events,
         settings: EngineSettings,
+        networks: Networks,
     ) -> None:
         self._paths = paths
         self._records = records
@@ -49,6 +51,7 @@ class Sandboxes:
         self._network = network
         self._events = events
         self._arrow = settings.arrow
+        self._networks = networks
         self._rows: dict[str, SandboxRecord] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._boot_id = processes.boot_id()
@@ -88,6 +91,10 @@ class Sandboxes:
         """List them, oldest first."""
         return [_sandbox(record, self._paths) for record in self._rows.values() if not record.removing]
 
+    def ids(self) -> Sequence[str]:
+        """List the ids of all that have a row, also those that are being removed."""
+        return list(self._rows)
+
     async def ensure(self, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox, or what is missing of it; return it at once when it is ready. Raises Invalid, Broken."""
         check(spec)
@@ -102,7 +109,7 @@ class Sandboxes:
             self._put(replace(record, boot_id=self._boot_id))
             self._arrow("sandbox:intent")
             try:
-                address = await self._make(record.spec)
+                address = await self._make(record)
             except BaseException:
                 await asyncio.shield(self._unmake(record))
                 if is_new:
@@ -128,9 +135,77 @@ class Sandboxes:
         self._locks.pop(id, None)
         self._events.tell("sandbox", "destroy", id, record.spec.labels)
 
+    async def about_to_run(self, id: str) -> None:
+        """Publish the ports of a sandbox whose container is about to run. Raises Conflict when somebody has one."""
+        record = self.row(id)
+        address = record.address if _is_on_pods(record) else ""
+        await self._networks.publish(id, record.spec, address, self._network.gateway)
+
+    def has_ended(self, id: str) -> None:
+        """Give the ports of a sandbox back: its container has ended."""
+        self._networks.unpublish(id)
+
+    async def connect(self, id: str, join: Join) -> None:
+        """Put a sandbox on one more network while it lives. Raises Forbidden, NotFound, Invalid, Broken."""
+        async with self._lock(id):
+            record = self._row_for_change(id)
+            netns = str(self._pins(id) / "net")
+            if self._networks.find(join.network).predefined:
+                await self._connect_to_pods(record, netns)
+                return
+            await self._networks.join(id, netns, join, on_pods=_is_on_pods(record))
+            self._refresh(record)
+
+    async def disconnect(self, id: str, network: str) -> None:
+        """Take a sandbox off a network while it lives. Raises Forbidden, NotFound, Broken."""
+        async with self._lock(id):
+            record = self._row_for_change(id)
+            netns = str(self._pins(id) / "net") if record.ready else ""
+            if not self._networks.find(network).predefined:
+                await self._networks.leave(id, network, netns)
+            elif _is_on_pods(record):
+                await self._network.detach(id)
+                record = replace(record, off_pods=True)
+            else:
+                raise Forbidden(f"container {id} is not connected to network bridge")
+            self._refresh(record)
+
+    async def _connect_to_pods(self, record: SandboxRecord, netns: str) -> None:
+        if _is_on_pods(record):
+            raise Forbidden(f"endpoint with name {record.id[:12]} already exists in network bridge")
+        if any(each.interface == "eth0" for each in self._networks.endpoints_of(record.id)):
+            raise Unsupported(
+                "connecting to the default bridge beside networks of one's own is not supported by wherry: "
+                "disconnect from those first"
+            )
+        address = (await self._network.attach(record.id, netns)).address
+        self._refresh(replace(record, spec=replace(record.spec, network="pod"), off_pods=False), address)
+
+    def _row_for_change(self, id: str) -> SandboxRecord:
+        record = self.row(id)
+        if record.spec.network == "host":
+            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        if record.spec.network == "none":
+            raise Forbidden(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+            )
+        return record
+
+    def _refresh(self, record: SandboxRecord, pod_address: str = "") -> None:
+        """Write down a change of a sandbox's networks, and tell its containers by their files."""
+        places = self._networks.endpoints_of(record.id)
+        address = places[0].address if places else ""
+        if _is_on_pods(record):
+            address = pod_address or record.address
+        record = replace(record, address=address)
+        self._put(record)
+        if record.ready:
+            self._write_files(record, address)
+
     async def clear_stray(self, id: str) -> None:
         """Take away what is left of a sandbox without a row."""
         await self._network.detach(id)
+        await self._networks.leave_all(id)
         await asyncio.to_thread(self._clear_directory, id)
 
     def cgroup(self, record: SandboxRecord) -> str:
@@ -151,7 +226,8 @@ class Sandboxes:
         """Name the shared memory of the sandbox's containers; "" when it is the machine's."""
         return "" if record.spec.host_ipc else str(self._paths.sandbox(record.id) / "shm")
 
-    async def _make(self, spec: SandboxSpec) -> str:
+    async def _make(self, record: SandboxRecord) -> str:
+        spec = record.spec
         directory = self._paths.sandbox(spec.id)
         directory.mkdir(mode=0o755, exist_ok=True)
         self._groups.create(self._cgroup_of(spec), _limits(spec.limits))
@@ -159,24 +235,40 @@ class Sandboxes:
             await namespaces.create_async(str(self._pins(spec.id)), kinds, hostname=spec.hostname, sysctls=spec.sysctls)
         self._arrow("sandbox:namespaces")
         address = ""
-        if spec.network == "pod":
-            address = (await self._network.attach(spec.id, str(self._pins(spec.id) / "net"))).address
+        netns = str(self._pins(spec.id) / "net")
+        if _is_on_pods(record):
+            address = (await self._network.attach(spec.id, netns)).address
+        if spec.network in ("pod", "user"):
+            places = await self._networks.join_all(spec.id, netns, spec, on_pods=_is_on_pods(record))
+            address = address or (places[0].address if places else "")
         if not spec.host_ipc:
             shm = directory / "shm"
             shm.mkdir(mode=0o1777, exist_ok=True)
             if not mounts.is_mounted(str(shm)):
                 flags = mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC
                 mounts.tmpfs(str(shm), size_bytes=DEFAULT_SHM_BYTES, mode=0o1777, flags=flags)
-        gateway = self._network.gateway if spec.network == "pod" else ""
-        (directory / "hostname").write_text(f"{spec.hostname}\n")
-        (directory / "hosts").write_text(hosts_file(spec, address))
-        (directory / "resolv.conf").write_text(resolv_conf(spec.dns, gateway, _host_resolv_conf()))
+        self._write_files(record, address)
         return address
+
+    def _write_files(self, record: SandboxRecord, address: str) -> None:
+        """Write what containers see below /etc. In place: they have the files mounted."""
+        spec, directory = record.spec, self._paths.sandbox(record.id)
+        places = self._networks.endpoints_of(record.id)
+        addresses = [each for each in dict.fromkeys((address, *(place.address for place in places))) if each]
+        gateway = self._network.gateway if _is_on_pods(record) else ""
+        dns = spec.dns
+        if places:
+            gateway = places[0].gateway
+            dns = replace(dns, options=[*dns.options, "ndots:0"]) if not dns.servers and not dns.options else dns
+        (directory / "hostname").write_text(f"{spec.hostname}\n")
+        (directory / "hosts").write_text(hosts_file(spec, addresses))
+        (directory / "resolv.conf").write_text(resolv_conf(dns, gateway, _host_resolv_conf()))
 
     async def _unmake(self, record: SandboxRecord) -> None:
         """Undo `_make`, whatever of it was done. Raises Broken; it can then be done again."""
         if record.spec.network == "pod":
             await self._network.detach(record.id)
+        await self._networks.leave_all(record.id)
         await asyncio.to_thread(self._clear_directory, record.id)
         group = self._cgroup_of(record.spec)
         await asyncio.to_thread(self._groups.kill, group)
@@ -211,8 +303,8 @@ def check(spec: SandboxSpec) -> None:
     """Refuse what cannot be. Raises Invalid, Unsupported."""
     if _ID.fullmatch(spec.id) is None:
         raise Invalid(f"sandbox id {spec.id!r}: letters, digits, '_', '.' and '-', at most 128")
-    if spec.network not in ("pod", "host", "none"):
-        raise Invalid(f"sandbox {spec.id}: network {spec.network!r}: use pod, host or none")
+    if spec.network not in ("pod", "user", "host", "none"):
+        raise Invalid(f"sandbox {spec.id}: network {spec.network!r}: use pod, user, host or none")
     if _HOSTNAME.fullmatch(spec.hostname) is None:
         raise Invalid(f"sandbox {spec.id}: hostname {spec.hostname!r}: up to 64 letters, digits, '-' and '.'")
     for name in spec.sysctls:
@@ -234,12 +326,12 @@ def kinds_of(spec: SandboxSpec) -> list[str]:
     return kinds + (["uts"] if spec.hostname else [])
 
 
-def hosts_file(spec: SandboxSpec, address: str) -> str:
+def hosts_file(spec: SandboxSpec, addresses: Sequence[str]) -> str:
     """Write /etc/hosts: `spec.hosts` is address by name. Pure."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::0\tip6-localnet"]
     lines += ["ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"]
     if spec.hostname:
-        lines.append(f"{address or '127.0.1.1'}\t{spec.hostname}")
+        lines += [f"{address}\t{spec.hostname}" for address in addresses or ("127.0.1.1",)]
     lines += [f"{host}\t{name}" for name, host in spec.hosts.items()]
     return "\n".join(lines) + "\n"
 
@@ -263,9 +355,16 @@ def _host_resolv_conf() -> str:
     return ""
 
 
+def _is_on_pods(record: SandboxRecord) -> bool:
+    return record.spec.network == "pod" and not record.off_pods
+
+
 def _limits(limits: Limits) -> cgroups.Limits | None:
-    if limits == Limits():
-        return None
+    return None if limits == Limits() else host_limits(limits)
+
+
+def host_limits(limits: Limits) -> cgroups.Limits:
+    """Say the limits in the words of the host room."""
     return cgroups.Limits(
         cpu_quota_us=limits.cpu_quota_us,
         cpu_period_us=limits.cpu_period_us,

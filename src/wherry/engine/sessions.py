@@ -81,10 +81,18 @@ class Attached:
         """Yield what it writes from now on, until it ends."""
         loop = asyncio.get_running_loop()
         self._is_reading = True
+        was_reset = False
         try:
             while not self._is_closed:
                 try:
                     message = await loop.sock_recv(self._connection, CHUNK_BYTES)
+                except ConnectionResetError:
+                    if was_reset:
+                        return
+                    was_reset = (
+                        True  # conmon ended with input unread: the kernel says so first, what it sent comes after
+                    )
+                    continue
                 except OSError:
                     return
                 if not message:

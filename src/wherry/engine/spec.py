@@ -155,6 +155,9 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
             {"path": d.path, "type": d.kind, "major": d.major, "minor": d.minor, "fileMode": d.mode & 0o777}
             for d in place.devices
         ]
+    spreads = {word.lstrip("r") for mount in spec.mounts for word in mount.options}
+    if "shared" in spreads or "slave" in spreads:
+        linux["rootfsPropagation"] = "rshared" if "shared" in spreads else "rslave"
     return {
         "ociVersion": "1.0.2",
         "annotations": {"run.oci.seccomp_bpf_data": place.seccomp_filter} if place.seccomp_filter else {},
@@ -301,7 +304,7 @@ def _device_rules(privileged: bool) -> list[dict[str, Any]]:
 
 
 def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
-    """The system's mounts, the sandbox's files, the spec's mounts (parents first); a spec's mount replaces one at its place."""
+    """The system's mounts, the sandbox's files, the spec's mounts, parents first; a spec's mount replaces one at its place."""
     own = [_own_mount(spec, mount, place) for mount in spec.mounts]
     taken: set[str] = set()
     for mount in own:
@@ -309,8 +312,8 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
             raise Invalid(f"container {spec.name}: two mounts at {mount['destination']}")
         taken.add(mount["destination"])
     given = [*_system_mounts(spec, place), *_file_mounts(place)]
-    own.sort(key=lambda mount: mount["destination"].count("/") if mount["destination"] != "/" else 0)
-    return [mount for mount in given if mount["destination"] not in taken] + own
+    every = [mount for mount in given if mount["destination"] not in taken] + own
+    return sorted(every, key=lambda mount: mount["destination"].count("/"))
 
 
 def _system_mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
@@ -362,7 +365,8 @@ def _own_mount(spec: ContainerSpec, mount: Mount, place: Place) -> dict[str, Any
         case _:
             raise Invalid(f"container {spec.name}: mount kind {mount.kind!r}: use bind, tmpfs or volume")
     spread = [] if any(word.lstrip("r") in ("private", "shared", "slave") for word in mount.options) else ["rprivate"]
-    return _mount(target, "bind", source, ["rbind", mode, *spread, *mount.options])
+    how = "rbind" if mount.recursive else "bind"
+    return _mount(target, "bind", source, [how, mode, *spread, *mount.options])
 
 
 def _mount(target: str, kind: str, source: str, options: Sequence[str]) -> dict[str, Any]:

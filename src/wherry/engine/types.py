@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from wherry.network.types import PortBinding, PublishedPort
+
 
 class State(Enum):
     """Where a container stands. CREATED: everything is made, its process waits; EXITED: `exit` is set."""
@@ -38,11 +40,69 @@ class Dns:
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """A sandbox's wish to be on a network (by name or id): known there by `aliases` too; `address` "" means any."""
+
+    network: str
+    aliases: Sequence[str] = ()
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A sandbox's place on a network of people's own. `fixed`: it asked for this very address."""
+
+    network: str
+    name: str
+    link: str
+    interface: str
+    address: str
+    gateway: str
+    prefix: int
+    aliases: Sequence[str] = ()
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network of people's own: a bridge on this machine. "" for subnet and gateway means any; `mtu` 0 the usual one.
+
+    `options` are the driver's as they were given; `reserved` addresses are given to nobody.
+    """
+
+    name: str
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    reserved: Mapping[str, str] = field(default_factory=dict[str, str])
+    mtu: int = 0
+    internal: bool = False
+    attachable: bool = False
+    masquerade: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network as it stands; `endpoints` by sandbox. `own_subnet`: its maker chose the subnet."""
+
+    id: str
+    spec: NetworkSpec
+    created: float
+    driver: str = "bridge"
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])
+    own_subnet: bool = False
+    predefined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What containers share: network, IPC and UTS namespaces, hostname, DNS, a cgroup parent.
 
-    `network`: "pod" (an address on this machine's pod network), "host" or "none". `cgroup` is a path below the
-    instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together.
+    `network`: "pod" (an address on this machine's pod network), "user" (those of `networks`), "host" or "none". `cgroup`
+    is a path below the instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together. `ports` are
+    published while its container runs, with `publish_all` those of `exposed` (`80/tcp`) too, each on any free port.
     """
 
     id: str
@@ -57,6 +117,10 @@ class SandboxSpec:
     host_ipc: bool = False
     host_pid: bool = False
     share_pid: bool = False
+    networks: Sequence[Join] = ()
+    ports: Sequence[PortBinding] = ()
+    exposed: Sequence[str] = ()
+    publish_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +137,35 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount in a container. kind: "bind" (source: a host path), "tmpfs" (size in `options`) or "volume" (a name)."""
+    """A mount in a container. kind: "bind" (source: a host path), "tmpfs" (size in `options`) or "volume" (a name).
+
+    A volume without a name gets one of its own. `copy`: an empty volume gets what the image has at `target`. `create`: a
+    source that is not there is made, as a directory. `recursive`: with what is mounted below the source. `labels` and
+    `driver_options` are of the volume, where it is made for this container.
+    """
 
     target: str
     source: str = ""
     kind: str = "bind"
     read_only: bool = False
     options: Sequence[str] = ()
+    copy: bool = True
+    create: bool = False
+    recursive: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    driver_options: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume of this machine: `place` is its directory. `anonymous`: made for a container that named none."""
+
+    name: str
+    place: str
+    created: float
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
+    anonymous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +174,8 @@ class ContainerSpec:
 
     `entrypoint` None means the image's; `command` None means the image's (or none where an entrypoint is given).
     `image` is a name or digest that this engine knows. `sandbox` is the id of an existing one, or "" for one of its own,
-    made from `sandbox_spec` and removed with the container. `log_driver`: "cri" (file at `log_path`), "none".
+    made from `sandbox_spec` and removed with the container. `image_volumes`: where the image names a volume and no mount is,
+    an anonymous one is made. `log_driver`: "cri" (file at `log_path`), "none".
     `restart` is Docker's policy name ("no", "always", "unless-stopped", "on-failure:N"): the engine itself restarts; pods
     use "no", since the node decides there.
     """
@@ -124,6 +211,7 @@ class ContainerSpec:
     log_driver: str = "cri"
     log_max_bytes: int = 10 * 1024 * 1024
     log_max_files: int = 5
+    image_volumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +226,11 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as it stands. `image_id` is the image config's digest; times are unix seconds, 0 for not yet."""
+    """A container as it stands. `image_id` is the image config's digest; times are unix seconds, 0 for not yet.
+
+    `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by name. `ports` are published now; `endpoints` are its places on
+    networks of people's own.
+    """
 
     id: str
     name: str
@@ -153,6 +245,10 @@ class Container:
     sandbox: str = ""
     address: str = ""
     argv: Sequence[str] = ()
+    volumes: Mapping[str, str] = field(default_factory=dict[str, str])
+    restarting: bool = False
+    ports: Sequence[PublishedPort] = ()
+    endpoints: Sequence[Endpoint] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +354,18 @@ class Engine(Protocol):
         """Give an image one more name (and tag it in the cluster's registry where one is joined)."""
         ...
 
-    async def commit_image(self, config: Mapping[str, Any], layers: Sequence[str], names: Sequence[str]) -> Image:
-        """Make an image of an OCI config and layer blobs that are in the content store (digests, lowest first)."""
+    async def commit_image(
+        self,
+        config: Mapping[str, Any],
+        layers: Sequence[str],
+        names: Sequence[str],
+        *,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Image:
+        """Make an image of an OCI config and layer blobs that are in the content store (digests, lowest first).
+
+        `annotations` are the manifest's.
+        """
         ...
 
     async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
@@ -312,8 +418,8 @@ class Engine(Protocol):
         """Wait for its (next) exit; at once when it has exited."""
         ...
 
-    async def remove(self, ref: str, *, force: bool = False) -> None:
-        """Remove it with its files; Conflict when it runs and `force` is not set."""
+    async def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove it with its files (and anonymous volumes); Conflict when it runs and `force` is not set."""
         ...
 
     async def exec(self, ref: str, spec: ExecSpec) -> Session:

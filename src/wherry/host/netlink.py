@@ -262,6 +262,12 @@ def set_link(name: str, *, up: bool | None = None, master: int | None = None, al
     return Request(f"change link {name}", _SETLINK, 0, body)
 
 
+def set_hairpin(name: str) -> Request:
+    """Let a bridge send frames back by the port `name` that they came from: it is in a bridge already."""
+    body = struct.pack("=BxHiII", socket.AF_BRIDGE, 0, index_of(name), 0, 0)
+    return Request(f"set hairpin of {name}", _SETLINK, 0, body + _attribute(12 | _NESTED, _attribute(4, b"\1")))
+
+
 def delete_link(name: str) -> Request:
     """Remove a link (a veth with its other end); fine when it is not there. Waits for RCU: tens of milliseconds."""
     body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + _text(3, name)

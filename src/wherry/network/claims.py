@@ -14,19 +14,20 @@ from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from wherry.errors import AlreadyExists, Broken, Unavailable
+from wherry.errors import AlreadyExists, Broken, Conflict, Unavailable
 from wherry.host import kernel, netlink, processes
 from wherry.host.processes import Identity
 from wherry.network import ranges
 
 DIRECTORY = "/run/wherry/claims"
-POD_PREFIX, SERVICE_PREFIX, LINKS_PREFIX = 16, 20, 24
+POD_PREFIX, SERVICE_PREFIX, LINKS_PREFIX, NETWORK_PREFIX = 16, 20, 24, 24
 
 
 class Claim(msgspec.Struct, frozen=True):
     """What one instance has. `links` is the range for links to nodes in namespaces; `root` its state directory.
 
     `owner` is the process that has it now; `before` says how machine-wide settings were before the first of us came.
+    `networks` are subnets of people's own networks.
     """
 
     instance: str
@@ -38,6 +39,7 @@ class Claim(msgspec.Struct, frozen=True):
     name: str = ""
     ports: tuple[int, ...] = ()
     before: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    networks: tuple[str, ...] = ()
 
     @property
     def is_alive(self) -> bool:
@@ -133,6 +135,34 @@ class Claims:
                     return found
         raise Unavailable(f"no TCP port of {address} is free")
 
+    def claim_network(self, instance: str, wanted: str = "") -> str:
+        """Take a subnet for a network of an instance: `wanted`, or any of the pool; what it has it gets again.
+
+        Raises Conflict when `wanted` overlaps what somebody has, Unavailable without a claim or with the pool used up.
+        """
+        with self._locked():
+            held = {claim.instance: claim for claim in self._read_all()}
+            mine = held.get(instance)
+            if mine is None:
+                raise Unavailable(f"instance {instance} has no claim yet")
+            if wanted and wanted in mine.networks:
+                return wanted
+            taken = [*self._taken_by_others(), *_networks(held.values())]
+            got = wanted or ranges.first_free(self._pool, NETWORK_PREFIX, taken, from_end=True)
+            clash = next((other for other in taken if wanted and other.overlaps(IPv4Network(wanted))), None)
+            if clash is not None:
+                raise Conflict(f"Pool overlaps with other one on this address space: {wanted} with {clash}")
+            self._write(msgspec.structs.replace(mine, networks=(*mine.networks, got)))
+            return got
+
+    def release_network(self, instance: str, subnet: str) -> None:
+        """Give a network's subnet back; nothing if it is not the instance's."""
+        with self._locked():
+            for claim in self._read_all():
+                if claim.instance == instance and subnet in claim.networks:
+                    left = tuple(each for each in claim.networks if each != subnet)
+                    self._write(msgspec.structs.replace(claim, networks=left))
+
     def note_before(self, instance: str, setting: str, value: str) -> None:
         """Remember how a machine-wide setting was before this instance changed it; the first note stays."""
         with self._locked():
@@ -225,7 +255,9 @@ def networks_in_use() -> list[IPv4Network]:
 
 
 def _networks(claims: Iterable[Claim]) -> list[IPv4Network]:
-    return [IPv4Network(text) for claim in claims for text in (claim.pods, claim.services, claim.links)]
+    return [
+        IPv4Network(text) for claim in claims for text in (claim.pods, claim.services, claim.links, *claim.networks)
+    ]
 
 
 def _try_port(address: str, port: int) -> int:

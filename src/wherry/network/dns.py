@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self, cast
@@ -24,7 +24,8 @@ class DnsServer:
     """Answers on `addresses` by UDP and TCP. A context manager: entering it binds, leaving it stops.
 
     Names below the zone's domain are never asked of anybody else. `upstreams` None means the machine's resolv.conf,
-    followed when it changes. Raises Broken when an address cannot be bound.
+    followed when it changes. `zone_of` gives each client, by its address, the names that it may know; without it all
+    know `zone`. Raises Broken when an address cannot be bound.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class DnsServer:
         *,
         port: int = 53,
         zone: Zone | None = None,
+        zone_of: Callable[[str], Zone] | None = None,
         upstreams: Sequence[str] | None = None,
         upstream_port: int = 53,
     ) -> None:
         self.zone = zone or Zone()
+        self._zone_of = zone_of or (lambda client: self.zone)
         self.port = port
         self._addresses = list(addresses)
         servers = WatchedResolvers(exclude=self._addresses) if upstreams is None else lambda: upstreams
@@ -82,7 +85,8 @@ class DnsServer:
 
     def from_udp(self, data: bytes, client: Any, transport: asyncio.DatagramTransport) -> None:
         """Answer a datagram: our own names at once, others in a task; past the bound they are refused."""
-        known = self._answer_here(data, udp=True)
+        zone = self._zone_of(str(client[0]))
+        known = self._answer_here(data, zone, udp=True)
         if isinstance(known, bytes):
             if known:
                 transport.sendto(known, client)
@@ -92,7 +96,7 @@ class DnsServer:
             return
 
         async def wait() -> None:
-            message = await self._ask_others(known, udp=True)
+            message = await self._ask_others(known, zone, udp=True)
             if not transport.is_closing():
                 transport.sendto(message, client)
 
@@ -100,7 +104,7 @@ class DnsServer:
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    def _answer_here(self, data: bytes, *, udp: bool) -> bytes | Question:
+    def _answer_here(self, data: bytes, zone: Zone, *, udp: bool) -> bytes | Question:
         """Answer from the zone; b"" for what deserves no answer; the question itself when others have to be asked."""
         if dns_wire.opcode(data) != 0:
             return dns_wire.refusal(data, dns_wire.NOT_IMPLEMENTED)
@@ -109,11 +113,11 @@ class DnsServer:
         except BadRequest as error:
             code = dns_wire.REFUSED if "class" in error.message else dns_wire.FORMAT_ERROR
             return dns_wire.refusal(data, code)
-        found = self.zone.lookup(question.name, question.kind)
+        found = zone.lookup(question.name, question.kind)
         if found is None or found.follow:
             return question
         limit = question.room_bytes if udp else 65535
-        authority = () if found.records else self.zone.denial(question.name)
+        authority = () if found.records else zone.denial(question.name)
         return dns_wire.answer(
             question,
             found.records,
@@ -123,12 +127,12 @@ class DnsServer:
             limit_bytes=limit,
         )
 
-    async def _ask_others(self, question: Question, *, udp: bool) -> bytes:
+    async def _ask_others(self, question: Question, zone: Zone, *, udp: bool) -> bytes:
         """Forward a question; for another name of something outside, answer with that name and what it leads to."""
         try:
-            found = self.zone.lookup(question.name, question.kind)
+            found = zone.lookup(question.name, question.kind)
             if found is not None and found.follow:
-                return await self._follow(question, found.follow, udp=udp)
+                return await self._follow(question, found.follow, zone, udp=udp)
             message = await self._upstream.ask(question, tcp=not udp)
             self._failing = False
             if udp and len(message) > question.room_bytes:
@@ -143,12 +147,12 @@ class DnsServer:
             log.debug("dns: %s", error)
             return _failure(question)
 
-    async def _follow(self, question: Question, target: str, *, udp: bool) -> bytes:
+    async def _follow(self, question: Question, target: str, zone: Zone, *, udp: bool) -> bytes:
         """Answer CNAME `target` and, as far as we get them, the target's own records."""
         alias = dns_wire.cname(question.name, target, 5)
         records = [alias]
         inner = dns_wire.parse(_question_bytes(target, question.kind))
-        own = self.zone.lookup(target, question.kind)
+        own = zone.lookup(target, question.kind)
         if own is not None:
             records += own.records
         else:
@@ -164,13 +168,14 @@ class DnsServer:
             writer.close()
             return
         self._clients.add(task)
+        zone = self._zone_of(str(writer.get_extra_info("peername")[0]))
         try:
             while True:
                 async with machine.timeout(_TCP_IDLE_S):
                     length = int.from_bytes(await reader.readexactly(2), "big")
                     data = await reader.readexactly(length)
-                    known = self._answer_here(data, udp=False)
-                    message = known if isinstance(known, bytes) else await self._ask_others(known, udp=False)
+                    known = self._answer_here(data, zone, udp=False)
+                    message = known if isinstance(known, bytes) else await self._ask_others(known, zone, udp=False)
                     if not message:
                         return
                     writer.write(len(message).to_bytes(2, "big") + message)

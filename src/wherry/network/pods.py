@@ -156,7 +156,7 @@ class LocalPodNetwork:
     def _set_up(self) -> None:
         self.turned_on = forward()
         with netlink.Netlink() as net:
-            self._mtu = self._mtu or _mtu_outwards(net)
+            self._mtu = self._mtu or mtu_outwards(net)
             net.send([netlink.add_bridge(self._link, mac=ranges.mac_of(self.gateway, inside=False))])
             self._link_index = netlink.index_of(self._link)
             net.send(
@@ -317,7 +317,7 @@ def restore(settings: Mapping[str, str]) -> list[str]:
     return list(settings)
 
 
-def _mtu_outwards(net: netlink.Netlink) -> int:
+def mtu_outwards(net: netlink.Netlink) -> int:
     """Find the MTU of the default route's link; 0 (the kernel's default) without one, and never more than that."""
     outwards = {route.index for route in net.routes() if route.destination.prefixlen == 0}
     found = [link.mtu for link in net.links() if link.index in outwards]

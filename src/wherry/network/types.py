@@ -61,3 +61,51 @@ class Services(Protocol):
     async def sync(self, services: Sequence[Service]) -> None:
         """Make the kernel's table equal to `services`, changing only what differs."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PortBinding:
+    """A container's port that the machine is to answer for, on `host_address` ("" means on every one).
+
+    `host_first` to `host_last` are the machine's ports to choose from; 0 means any free one.
+    """
+
+    port: int
+    protocol: str = "tcp"
+    host_address: str = ""
+    host_first: int = 0
+    host_last: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A port of the machine that leads to (`address`, `port`) of a container; `gateway` is the machine's own address there."""
+
+    protocol: str
+    host_address: str
+    host_port: int
+    address: str
+    port: int
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeNetwork:
+    """A bridge of this machine with a subnet. `internal`: nothing goes in or out; `mtu` 0 means that of the way out."""
+
+    id: str
+    link: str
+    subnet: str
+    gateway: str
+    mtu: int = 0
+    internal: bool = False
+    masquerade: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """A namespace's place on a bridge: `link` is the machine's end, `interface` the namespace's."""
+
+    link: str
+    interface: str
+    address: str

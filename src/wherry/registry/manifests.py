@@ -4,20 +4,24 @@ Source: OCI distribution-spec 1.1, "Pulling manifests", "Pushing Manifests", "De
 """
 
 import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
 
 import msgspec
 
-from wherry.clock import Clock
+from wherry.clock import machine
 from wherry.content.digests import algorithm_of, digest_of
 from wherry.content.names import parse_tag
 from wherry.content.oci import DOCUMENT_MAX_BYTES, DOCUMENT_TYPES, OCI_INDEX, Document, Index, Manifest, parse_document
 from wherry.content.protocol import Content, Digest
-from wherry.errors import Cause, Conflict, Invalid, NotAcceptable
-from wherry.registry.blobs import UNTAGGED_S, read_digest
-from wherry.registry.metadata import ManifestRow, Metadata
+from wherry.errors import Cause, Invalid, NotAcceptable
+from wherry.registry.blobs import UNTAGGED_S, Blobs, read_digest
+from wherry.registry.call import Call
+from wherry.registry.events import DELETE, PULL, PUSH, Journal
+from wherry.registry.metadata import Held, ManifestRow, Metadata
 from wherry.registry.refusals import (
-    DENIED,
     DIGEST_INVALID,
     MANIFEST_BLOB_UNKNOWN,
     MANIFEST_INVALID,
@@ -26,168 +30,252 @@ from wherry.registry.refusals import (
     invalid,
     unknown,
 )
-from wherry.wire.http import Request, Response
+from wherry.registry.sqlite import holder
+from wherry.wire.http import Headers, Request, Response
 
 PAGE_MAX = 10_000
+REFERRERS_MAX = 1000
+TAGS_MAX = 100
+CACHED_BYTES = 16 * 1024 * 1024
+CACHED_ONE_BYTES = 256 * 1024
 
 
 class Manifests:
-    """The manifest half of the protocol. `name` is a checked repository name, and access is decided already."""
+    """The manifest half of the protocol."""
 
-    def __init__(self, content: Content, metadata: Metadata, clock: Clock) -> None:
+    def __init__(self, content: Content, metadata: Metadata, journal: Journal, blobs: Blobs) -> None:
         self._content = content
         self._metadata = metadata
-        self._clock = clock
+        self._journal = journal
+        self._blobs = blobs
+        self._documents: OrderedDict[Digest, bytes] = OrderedDict()
+        self._cached = 0
 
-    async def pull(self, request: Request, name: str, reference: str) -> Response:
+    async def pull(self, call: Call, reference: str) -> Response:
         """Send a manifest by tag or digest (200), as its pusher wrote it; 404 MANIFEST_UNKNOWN. HEAD too."""
-        row = await self._find(name, reference)
+        request = call.request
+        row = await self._find(call.name, reference)
         headers = {"Docker-Content-Digest": row.digest, "ETag": f'"{row.digest}"', "Vary": "Accept"}
         if f'"{row.digest}"' in (request.headers.get("if-none-match") or ""):
             return Response(304, headers)
         accepted = [part.strip() for value in request.headers.all("accept") for part in value.split(",")]
         accepted = [part.partition(";")[0].strip().lower() for part in accepted if part]
         if accepted and not {row.media_type, "*/*", "application/*"} & set(accepted):
-            raise NotAcceptable(f"{name}:{reference} is {row.media_type}, and Accept names only {', '.join(accepted)}")
+            raise NotAcceptable(
+                f"{call.name}:{reference} is {row.media_type}, and Accept names only {', '.join(accepted)}"
+            )
         headers["Content-Type"] = row.media_type
-        return Response(200, headers, await self._content.read(row.digest))
+        data = await self._read(row.digest)
+        if request.method == "GET":  # HEAD is no pull: clients look whether there is something new
+            event = call.event(PULL, reference=reference, digest=row.digest, media_type=row.media_type, size=len(data))
+            self._journal.note(event)
+            self._journal.moved(call.name, call.now, bytes_out=len(data))
+        return Response(200, headers, data)
 
-    async def push(self, request: Request, name: str, reference: str, *, trusted: bool) -> Response:
-        """Keep a manifest and point the tag at it (201).
+    async def push(self, call: Call, reference: str) -> Response:
+        """Keep a manifest and point the tag at it (201); with a digest, at all `tag`s of the query.
 
-        400 MANIFEST_INVALID or DIGEST_INVALID, 404 MANIFEST_BLOB_UNKNOWN when a blob of an image is not in the repository.
-        A trusted peer may name blobs that are anywhere in this machine's content. An index may have missing images.
+        400 MANIFEST_INVALID or DIGEST_INVALID, 404 MANIFEST_BLOB_UNKNOWN when a blob of an image is not in the repository
+        (unless its settings take sparse images). A trusted peer may name blobs that are anywhere in this machine's
+        content. An index may have missing images. 409 DENIED for an immutable tag.
         """
+        request, name = call.request, call.name
         by_digest = read_digest(reference) if ":" in reference else None
-        if by_digest is None:
-            parse_tag(reference, "reference")
+        tags = list(dict.fromkeys(request.all("tag"))) if by_digest is not None else [reference]
+        if len(tags) > TAGS_MAX:
+            raise invalid(MANIFEST_INVALID, f"manifest: {len(tags)} tags at once; at most {TAGS_MAX}")
+        for tag in tags:
+            parse_tag(tag, "reference")
         data = await request.body(DOCUMENT_MAX_BYTES)
         digest = digest_of(data, algorithm_of(by_digest) if by_digest else "sha256")
         if by_digest is not None and digest != by_digest:
             raise invalid(DIGEST_INVALID, f"manifest: its bytes have the digest {digest}, not {by_digest}")
-        kind = (request.headers.get("content-type") or "").partition(";")[0].strip()
-        try:
-            document = parse_document(
-                data, kind if kind in DOCUMENT_TYPES or kind.startswith("application/vnd.") else ""
-            )
-        except Invalid as error:
-            fields = [f"{cause.field}" for cause in error.causes]
-            raise Invalid(error.message, causes=[Cause(",".join(fields), MANIFEST_INVALID, error.message)]) from None
+        document = _parse(data, (request.headers.get("content-type") or "").partition(";")[0].strip())
         lease = await self._content.lease(seconds=UNTAGGED_S)
+        hold = f"{holder(name)}#{secrets.token_hex(8)}"
         try:
-            await self._check_children(name, document, lease, trusted)
+            blobs = await self._check_children(call, document, lease)
             await self._content.put(data, lease=lease, digest=digest)
-            await self._content.hold(holder(name), digest)
-            row = _row_of(digest, data, document, self._clock.now())
-            await self._metadata.put(name, row, "" if by_digest else reference)
+            await self._content.hold(hold, digest)
+            row = _row_of(digest, data, document, call.now, blobs, hold)
+            detail = ",".join(tags) if by_digest else ""
+            event = call.event(
+                PUSH, reference=reference, digest=digest, media_type=row.media_type, size=len(data), detail=detail
+            )
+            kept = False
+            try:
+                kept = await self._metadata.put(name, row, tags, event)
+            finally:
+                if not kept:  # it was there already, with a holder of its own; or it was refused
+                    await self._content.release(hold)
         finally:
             await self._content.end_lease(lease)
-        headers = {"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest}
+        self._journal.moved(name, call.now, bytes_in=len(data))
+        headers = Headers({"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest})
         if row.subject:
-            headers["OCI-Subject"] = row.subject
+            headers.add("OCI-Subject", row.subject)
+        for tag in tags if by_digest else ():
+            headers.add("OCI-Tag", tag)
         return Response(201, headers)
 
-    async def delete(self, name: str, reference: str) -> Response:
+    async def delete(self, call: Call, reference: str) -> Response:
         """Delete a tag (its manifest and other tags stay), or a manifest by digest with its tags (202).
 
-        409 DENIED for a manifest that an index of the repository refers to.
+        409 DENIED for a protected tag, and for a manifest that an index of the repository refers to.
         """
+        name = call.name
         if ":" not in reference:
-            if not await self._metadata.delete_tag(name, reference):
+            if not await self._metadata.delete_tag(name, reference, call.event(DELETE, reference=reference)):
                 raise unknown(MANIFEST_UNKNOWN, f"{name}:{reference}: there is no such tag")
             return Response(202)
         digest = read_digest(reference)
-        parents = await self._metadata.parents(name, digest)
-        if parents:
-            message = f"{name}@{digest}: the index {parents[0]} refers to it; delete that first"
-            raise Conflict(message, causes=[Cause("", DENIED, message)])
-        if not await self._metadata.delete_manifest(name, digest):
+        gone = await self._metadata.delete_manifests(name, [digest], call.event(DELETE, reference=reference))
+        if not gone:
             raise unknown(MANIFEST_UNKNOWN, f"{name}@{digest}: there is no such manifest")
-        await self._content.release(holder(name), digest)
+        await self.release(gone)
         return Response(202)
 
-    async def tags(self, request: Request, name: str) -> Response:
+    async def release(self, gone: Sequence[Held]) -> None:
+        """End the holds of records that are gone."""
+        for who, digest in gone:
+            await self._content.release(who, digest)
+
+    async def tags(self, call: Call) -> Response:
         """List tags in order, a page at a time (`n`, `last`, Link); 404 NAME_UNKNOWN."""
+        name = call.name
         if not await self._metadata.has(name):
             raise unknown(NAME_UNKNOWN, f"repository {name}: there is none of this name")
-        limit, last = page_of(request)
+        limit, last = page_of(call.request)
         tags = list(await self._metadata.tags(name, after=last, limit=limit + 1)) if limit else []
         more, tags = len(tags) > limit, tags[:limit]
         headers = next_page(f"/v2/{name}/tags/list", limit, tags[-1]) if more else {}
         return Response.json({"name": name, "tags": tags}, headers=headers)
 
-    async def catalog(self, request: Request) -> Response:
-        """List repositories in order, a page at a time."""
+    async def catalog(self, request: Request, may_read: Callable[[str], bool]) -> Response:
+        """List repositories that the caller may read, in order, a page at a time."""
         limit, last = page_of(request)
-        names = list(await self._metadata.repositories(after=last, limit=limit + 1)) if limit else []
+        names: list[str] = []
+        after = last
+        while len(names) <= limit and limit:
+            page = await self._metadata.repositories(after=after, limit=limit + 1)
+            names += [name for name in page if may_read(name)]
+            if len(page) <= limit:
+                break
+            after = page[-1]
+            await machine.sleep(0)  # a long walk over what they may not read lets others in
         more, names = len(names) > limit, names[:limit]
-        headers = next_page("/v2/_catalog", limit, names[-1]) if more else {}
+        headers = next_page("/v2/_catalog", limit, names[-1]) if more and names else {}
         return Response.json({"repositories": names}, headers=headers)
 
-    async def referrers(self, request: Request, name: str, digest_text: str) -> Response:
+    async def referrers(self, call: Call, digest_text: str) -> Response:
         """List what is attached to a manifest, as an index (200, also when there is nothing); `artifactType` filters."""
-        rows = await self._metadata.referrers(name, read_digest(digest_text))
-        kind = request.first("artifactType")
-        chosen = [msgspec.Raw(row.descriptor) for row in rows if kind is None or row.artifact_type == kind]
+        subject, kind = read_digest(digest_text), call.request.first("artifactType")
+        limit, after = page_of(call.request, most=REFERRERS_MAX)
+        if ":" in after:
+            read_digest(after)
+        rows = await self._metadata.referrers(call.name, subject, kind=kind or "", after=after, limit=limit + 1)
+        chosen, size = list[bytes](), 0
+        for row in rows[:limit]:
+            size += len(row.descriptor) + 1
+            if size > DOCUMENT_MAX_BYTES - 1024 and chosen:
+                break
+            chosen.append(row.descriptor)
         headers = {"OCI-Filters-Applied": "artifactType"} if kind is not None else {}
-        body = msgspec.json.encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": chosen})
-        return Response(200, {**headers, "Content-Type": OCI_INDEX}, body)
+        if len(chosen) < len(rows) and chosen:
+            more = {"artifactType": kind} if kind is not None else {}
+            headers |= next_page(f"/v2/{call.name}/referrers/{subject}", limit, rows[len(chosen) - 1].digest, **more)
+        head = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [msgspec.Raw(one) for one in chosen]}
+        return Response(200, {**headers, "Content-Type": OCI_INDEX}, msgspec.json.encode(head))
 
     async def reconcile(self) -> int:
         """Release holds whose record was never written (we were killed between the two); return how many."""
-        known = {(holder(name), digest) for name, digest in await self._metadata.held()}
+        known = set(await self._metadata.held())
         stray = [hold for hold in await self._content.holders("repo/") if hold not in known]
         for who, digest in stray:
             await self._content.release(who, digest)
         return len(stray)
 
+    async def _read(self, digest: Digest) -> bytes:
+        """The bytes of a manifest: the latest ones are kept in memory, where their digest cannot lie."""
+        data = self._documents.get(digest)
+        if data is not None:
+            self._documents.move_to_end(digest)
+            return data
+        data = await self._content.read(digest)
+        if len(data) <= CACHED_ONE_BYTES:
+            self._documents[digest] = data
+            self._cached += len(data)
+            while self._cached > CACHED_BYTES:
+                _, old = self._documents.popitem(last=False)
+                self._cached -= len(old)
+        return data
+
     async def _find(self, name: str, reference: str) -> ManifestRow:
-        digest = read_digest(reference) if ":" in reference else await self._metadata.resolve(name, reference)
-        row = await self._metadata.manifest(name, digest) if digest else None
+        if ":" in reference:
+            read_digest(reference)
+        row = await self._metadata.find(name, reference)
         if row is None:
             if not await self._metadata.has(name):
                 raise unknown(NAME_UNKNOWN, f"repository {name}: there is none of this name")
             raise unknown(MANIFEST_UNKNOWN, f"{name}: there is no manifest {reference}")
         return row
 
-    async def _check_children(self, name: str, document: Document, lease: str, trusted: bool) -> None:
+    async def _check_children(self, call: Call, document: Document, lease: str) -> Sequence[tuple[Digest, int]]:
+        """See that an image's blobs are here and cover them; return them with their sizes."""
         if isinstance(document, Index):
-            return
+            for child in document.children:
+                await self._content.cover(child.digest, lease)
+            return ()
+        found: dict[Digest, int] = {}
         for child in document.children:
             if child.urls:
                 continue  # kept elsewhere by its maker's wish
-            mine = trusted or await self._metadata.linked(name, child.digest)
+            mine = call.caller.trusted or await self._blobs.has(call.name, child.digest)
             blob = await self._content.cover(child.digest, lease) if mine else None
             if blob is None:
+                if await self._takes_sparse(call.name):
+                    continue
                 raise unknown(
-                    MANIFEST_BLOB_UNKNOWN, f"manifest: its blob {child.digest} is not in {name}; push it first"
+                    MANIFEST_BLOB_UNKNOWN, f"manifest: its blob {child.digest} is not in {call.name}; push it first"
                 )
             if blob.size_bytes != child.size:
                 message = f"manifest: it says {child.size} bytes for {child.digest}, which has {blob.size_bytes}"
                 raise invalid(MANIFEST_INVALID, message)
+            found[child.digest] = blob.size_bytes
+        return list(found.items())
+
+    async def _takes_sparse(self, name: str) -> bool:
+        row = await self._metadata.repository(name)
+        return row is not None and row.settings.sparse
 
 
-def holder(name: str) -> str:
-    """The holder's name of a repository in the content store."""
-    return f"repo/{name}"
+def _parse(data: bytes, kind: str) -> Document:
+    known = kind in DOCUMENT_TYPES or kind.startswith("application/vnd.")
+    try:
+        return parse_document(data, kind if known else "")
+    except Invalid as error:
+        fields = [f"{cause.field}" for cause in error.causes]
+        raise Invalid(error.message, causes=[Cause(",".join(fields), MANIFEST_INVALID, error.message)]) from None
 
 
-def page_of(request: Request) -> tuple[int, str]:
+def page_of(request: Request, *, most: int = PAGE_MAX) -> tuple[int, str]:
     """Read `n` and `last`. Raises Invalid."""
     text = request.first("n")
     if text is None:
-        return PAGE_MAX, request.first("last") or ""
+        return most, request.first("last") or ""
     if re.fullmatch(r"[0-9]{1,9}", text) is None:
         raise invalid("UNSUPPORTED", f"n={text!r}: a count of entries is a number from 0")
-    return min(int(text), PAGE_MAX), request.first("last") or ""
+    return min(int(text), most), request.first("last") or ""
 
 
-def next_page(path: str, limit: int, last: str) -> dict[str, str]:
+def next_page(path: str, limit: int, last: str, **more: str) -> dict[str, str]:
     """The Link header to the page after `last`."""
-    return {"Link": f'<{path}?{urlencode({"n": limit, "last": last})}>; rel="next"'}
+    return {"Link": f'<{path}?{urlencode({"n": limit, "last": last, **more})}>; rel="next"'}
 
 
-def _row_of(digest: Digest, data: bytes, document: Document, now: float) -> ManifestRow:
+def _row_of(
+    digest: Digest, data: bytes, document: Document, now: float, blobs: Sequence[tuple[Digest, int]], hold: str
+) -> ManifestRow:
     config = document.config if isinstance(document, Manifest) else None
     artifact_type = document.artifact_type or (config.media_type if config else "")
     descriptor: dict[str, object] = {"mediaType": document.media_type, "digest": digest, "size": len(data)}
@@ -204,4 +292,6 @@ def _row_of(digest: Digest, data: bytes, document: Document, now: float) -> Mani
         document.subject.digest if document.subject else "",
         artifact_type,
         msgspec.json.encode(descriptor),
+        blobs,
+        hold,
     )

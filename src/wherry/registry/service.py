@@ -8,11 +8,16 @@ from pathlib import Path
 from wherry.clock import Clock
 from wherry.content.names import parse_repository
 from wherry.content.protocol import Content
-from wherry.errors import Cause, Invalid, MethodNotAllowed, NotFound, Unauthorized, WherryError
-from wherry.registry.access import DELETE, LIST, PING, PULL, PUSH, Access, Authorize, trust_local
+from wherry.errors import Cause, Invalid, MethodNotAllowed, NotFound, TooManyRequests, Unauthorized, WherryError
+from wherry.registry import space
+from wherry.registry.access import DELETE, LIST, PULL, PUSH, Access, Caller, trust_local
 from wherry.registry.blobs import Blobs
+from wherry.registry.call import Call
+from wherry.registry.database import Database, Tx
+from wherry.registry.events import Event, Journal
 from wherry.registry.manifests import Manifests
 from wherry.registry.metadata import Metadata
+from wherry.registry.people import People
 from wherry.registry.refusals import NAME_INVALID, UNSUPPORTED, answer
 from wherry.registry.sqlite import SqliteMetadata
 from wherry.wire.http import Peer, Request, Response
@@ -20,12 +25,15 @@ from wherry.wire.router import Route, Router
 
 log = logging.getLogger(__name__)
 
+Work = Callable[[Call, dict[str, str]], Awaitable[Response]]
+
 
 class Registry:
     """OCI distribution over a content store. `handle` never raises a WherryError: it answers OCI's envelope.
 
-    `authorize` None means access.Access: open reads; writes for trusted local peers, or with `token_file`'s content.
-    `trusted` says which peers are this machine's own: they may name blobs that are in the content store already.
+    `trusted` says which peers are this machine's own: they may do all, and name blobs that are in the content store
+    already. Others sign in, or hold `token_file`'s content; `public` says whether everybody may pull from a repository
+    that says nothing itself. `open` is for closed networks: everybody may do all.
     """
 
     def __init__(
@@ -34,28 +42,47 @@ class Registry:
         metadata_root: Path,
         *,
         clock: Clock,
-        authorize: Authorize | None = None,
         token_file: Path | None = None,
         trusted: Callable[[Peer], bool] | None = None,
-        metadata: Metadata | None = None,
+        public: bool = True,
+        open: bool = False,
     ) -> None:
-        self._trusted = trusted or trust_local(os.geteuid())
-        self._metadata: Metadata = metadata or SqliteMetadata(metadata_root / "registry.db")
-        self._access = Access(clock, token_file=token_file, trusted=self._trusted)
-        self._authorize: Authorize = authorize or self._access
-        self._blobs = Blobs(content, self._metadata, clock)
-        self._manifests = Manifests(content, self._metadata, clock)
+        self.clock = clock
+        self.content = content
+        self.database = Database(metadata_root / "registry.db")
+        self.metadata: Metadata = SqliteMetadata(self.database)
+        self.journal = Journal(self.database)
+        self.people = People(self.database, clock)
+        self.access = Access(
+            self.database,
+            self.people,
+            self.journal,
+            clock,
+            token_file=token_file,
+            trusted=trusted or trust_local(os.geteuid()),
+            public=public,
+            open=open,
+        )
+        self.blobs = Blobs(content, self.metadata, self.journal, clock, may=self.may)
+        self.manifests = Manifests(content, self.metadata, self.journal, self.blobs)
         self._router = Router(self._routes())
 
     async def start(self) -> None:
-        """Put right what a kill left: holds without a record."""
-        stray = await self._manifests.reconcile()
+        """Put right what a kill left: holds without a record; and what an older format did not note."""
+        await self.access.start()
+        await self._fill_sizes()
+        stray = await self.manifests.reconcile()
         if stray:
             log.info("registry: released %d holds of pushes that were cut off", stray)
 
     async def close(self) -> None:
-        """Close the records."""
-        await self._metadata.close()
+        """Write what waits and close the records."""
+        await self.journal.close()
+        await self.database.close()
+
+    def may(self, caller: Caller, action: str, repository: str) -> bool:
+        """Say whether somebody may do something."""
+        return caller.trusted or self.access.decide(caller, action, repository, asked=False).allowed
 
     async def handle(self, request: Request) -> Response:
         """Answer one request."""
@@ -67,81 +94,105 @@ class Registry:
             response = await handler(request)
         except WherryError as error:
             response = answer(error)
-            if isinstance(error, Unauthorized):
-                name = request.params.get("name", "")
-                scope = f"repository:{name}:pull,push" if name else ""
-                response.headers.set("WWW-Authenticate", self._access.challenge(request, scope))
-            elif response.status >= 500:
-                log.error("registry: %s %s: %s", request.method, request.path, error.message)
+            self._note(request, error, response)
         response.headers.set("Docker-Distribution-API-Version", "registry/2.0")
         return response
 
+    def _note(self, request: Request, error: WherryError, response: Response) -> None:
+        name = request.params.get("name", "")
+        if isinstance(error, Unauthorized):
+            words = (
+                "pull" if request.method in ("GET", "HEAD") else "delete" if request.method == "DELETE" else "pull,push"
+            )
+            scope = f"repository:{name}:{words}" if name else ""
+            response.headers.set("WWW-Authenticate", self.access.challenge(request, scope))
+        elif response.status in (403, 409) or isinstance(error, TooManyRequests):
+            event = Event(
+                self.clock.now(), "", request.method, name[:255], request.params.get("reference", "")[:128],
+                outcome=str(response.status), address=request.peer.address, detail=error.message[:500],
+            )  # fmt: skip
+            self.journal.note(event)
+        elif response.status >= 500:
+            log.error("registry: %s %s: %s", request.method, request.path, error.message)
+
     def _routes(self) -> tuple[Route, ...]:
-        blobs, manifests = self._blobs, self._manifests
+        blobs, manifests = self.blobs, self.manifests
         upload = "/v2/{name:path}/blobs/uploads/{upload}"
         manifest = "/v2/{name:path}/manifests/{reference}"
+        blob = "/v2/{name:path}/blobs/{digest}"
 
         async def ping(request: Request) -> Response:
-            await self._authorize(request, PING, "")
+            self.access.check_signed_in(await self.access.identify(request))
             return Response.json({})
 
         async def catalog(request: Request) -> Response:
-            await self._authorize(request, LIST, "")
-            return await manifests.catalog(request)
+            caller = await self.access.identify(request)
+            if caller.granted is not None and caller.anonymous:
+                caller = Caller(caller.name, caller.address, caller.principals)
+            return await manifests.catalog(
+                request, lambda name: caller.trusted or self.access.decide(caller, PULL, name, asked=False).allowed
+            )
 
-        def on(action: str, work: Callable[[Request, str, dict[str, str]], Awaitable[Response]]) -> "_Guarded":
-            return _Guarded(self._authorize, action, work)
+        def on(action: str, work: Work) -> "_Guarded":
+            return _Guarded(self, action, work)
 
-        async def mount_or_begin(request: Request, name: str, params: dict[str, str]) -> Response:
-            source = request.first("from")
-            if source is not None:  # who mounts must be allowed to read there
-                await self._authorize(request, PULL, _repository(source, "from"))
-            return await blobs.begin(request, name, trusted=self._trusted(request.peer))
-
-        begin = on(PUSH, mount_or_begin)
+        begin = on(PUSH, lambda call, _: blobs.begin(call))
         return (
             Route("GET", "/v2/", ping),
             Route("GET", "/v2", ping),
-            Route("GET", "/v2/token", self._access.token),
+            Route("GET", "/v2/token", self.access.token),
+            Route("POST", "/v2/token", self.access.token),
             Route("GET", "/v2/_catalog", catalog),
             Route("POST", "/v2/{name:path}/blobs/uploads/", begin),
             Route("POST", "/v2/{name:path}/blobs/uploads", begin),
-            Route("PATCH", upload, on(PUSH, lambda r, n, p: blobs.append(r, n, p["upload"]))),
-            Route("PUT", upload, on(PUSH, lambda r, n, p: blobs.finish(r, n, p["upload"]))),
-            Route("GET", upload, on(PUSH, lambda r, n, p: blobs.status(n, p["upload"]))),
-            Route("DELETE", upload, on(PUSH, lambda r, n, p: blobs.cancel(n, p["upload"]))),
-            Route("GET", "/v2/{name:path}/blobs/{digest}", on(PULL, lambda r, n, p: blobs.pull(r, n, p["digest"]))),
-            Route("DELETE", "/v2/{name:path}/blobs/{digest}", on(DELETE, lambda r, n, p: blobs.delete(n, p["digest"]))),
-            Route("GET", manifest, on(PULL, lambda r, n, p: manifests.pull(r, n, p["reference"]))),
-            Route(
-                "PUT",
-                manifest,
-                on(PUSH, lambda r, n, p: manifests.push(r, n, p["reference"], trusted=self._trusted(r.peer))),
-            ),
-            Route("DELETE", manifest, on(DELETE, lambda r, n, p: manifests.delete(n, p["reference"]))),
-            Route("GET", "/v2/{name:path}/tags/list", on(PULL, lambda r, n, p: manifests.tags(r, n))),
+            Route("PATCH", upload, on(PUSH, lambda call, params: blobs.append(call, params["upload"]))),
+            Route("PUT", upload, on(PUSH, lambda call, params: blobs.finish(call, params["upload"]))),
+            Route("GET", upload, on(PUSH, lambda call, params: blobs.status(call, params["upload"]))),
+            Route("DELETE", upload, on(PUSH, lambda call, params: blobs.cancel(call, params["upload"]))),
+            Route("GET", blob, on(PULL, lambda call, params: blobs.pull(call, params["digest"]))),
+            Route("DELETE", blob, on(DELETE, lambda call, params: blobs.delete(call, params["digest"]))),
+            Route("GET", manifest, on(PULL, lambda call, params: manifests.pull(call, params["reference"]))),
+            Route("PUT", manifest, on(PUSH, lambda call, params: manifests.push(call, params["reference"]))),
+            Route("DELETE", manifest, on(DELETE, lambda call, params: manifests.delete(call, params["reference"]))),
+            Route("GET", "/v2/{name:path}/tags/list", on(LIST, lambda call, _: manifests.tags(call))),
             Route(
                 "GET",
                 "/v2/{name:path}/referrers/{digest}",
-                on(PULL, lambda r, n, p: manifests.referrers(r, n, p["digest"])),
+                on(PULL, lambda call, params: manifests.referrers(call, params["digest"])),
             ),
         )
+
+    async def _fill_sizes(self) -> None:
+        """Sizes of links that an older format did not note."""
+        unknown = self.database.rows("SELECT DISTINCT digest FROM links WHERE size < 0")
+        held = self.database.row("SELECT 1 FROM manifests LIMIT 1")
+        counted = self.database.row("SELECT 1 FROM space LIMIT 1")
+        if not unknown and (held is None or counted is not None):
+            return
+        sizes = [(blob.size_bytes if (blob := await self.content.stat(row[0])) else 0, row[0]) for row in unknown]
+
+        def work(db: Tx) -> None:
+            db.executemany("UPDATE links SET size = ? WHERE digest = ?", sizes)
+            space.recount(db)
+
+        await self.database.write(work)
 
 
 class _Guarded:
     """A handler behind a checked repository name and the access rule."""
 
-    def __init__(
-        self, authorize: Authorize, action: str, work: Callable[[Request, str, dict[str, str]], Awaitable[Response]]
-    ) -> None:
-        self._authorize = authorize
-        self._action = action
+    def __init__(self, registry: Registry, action: str, work: Work) -> None:
+        self._registry = registry
+        self._action = PULL if action == LIST else action  # who may pull may see the tags
         self._work = work
 
     async def __call__(self, request: Request) -> Response:
         name = _repository(request.params["name"], "name")
-        await self._authorize(request, self._action, name)
-        return await self._work(request, name, request.params)
+        registry = self._registry
+        request.params["action"] = self._action
+        caller = await registry.access.identify(request)
+        registry.access.check(caller, self._action, name)
+        return await self._work(Call(request, name, caller, registry.clock.now()), request.params)
 
 
 def _repository(text: str, field: str) -> str:

@@ -68,6 +68,7 @@ class Cluster:
         words = [
             "up", "--root", self.root, "--profile", self._profile, "--durability", "test", "--nodes", str(self.nodes),
             "--simulated", str(self.simulated), "--owner-fd", str(reading), "--timeout", str(int(self._timeout_s)),
+            *([] if self._given_root else ["--temporary"]),
         ]  # fmt: skip
         try:
             done = subprocess.run(

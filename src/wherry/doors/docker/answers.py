@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wherry.clock import rfc3339_nano
+from wherry.doors.docker.mounts import show_mounts
 from wherry.engine.types import Container, EngineEvent, Image, State
 
 Json = dict[str, Any]
@@ -61,18 +62,6 @@ def status_words(container: Container, now: float) -> str:
             return f"Exited ({end.code}) {ago(now - end.time)} ago" if end else "Exited"
 
 
-def mounts_of(container: Container) -> Sequence[Json]:
-    """The Mounts list."""
-    return [
-        {
-            "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "Mode": "",
-            "RW": not mount.read_only, "Propagation": "rprivate" if mount.kind == "bind" else "",
-            **({"Name": mount.source} if mount.kind == "volume" else {}),
-        }
-        for mount in container.spec.mounts
-    ]  # fmt: skip
-
-
 def _networks(container: Container) -> Json:
     mode = _network_mode(container)
     return {
@@ -105,7 +94,7 @@ def container_summary(container: Container, now: float) -> Json:
         "Status": status_words(container, now),
         "HostConfig": {"NetworkMode": _network_mode(container)},
         "NetworkSettings": {"Networks": _networks(container)},
-        "Mounts": mounts_of(container),
+        "Mounts": show_mounts(container),
     }
 
 
@@ -158,7 +147,7 @@ def container_inspect(container: Container, image: Image | None) -> Json:
             "ShmSize": 67108864,
         },
         "GraphDriver": {"Name": "overlay2", "Data": None},
-        "Mounts": mounts_of(container),
+        "Mounts": show_mounts(container),
         "Config": {
             "Hostname": sandbox.hostname if sandbox and sandbox.hostname else container.id[:12],
             "Domainname": "",

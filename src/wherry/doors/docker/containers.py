@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from wherry.clock import Clock, machine, parse_rfc3339
 from wherry.doors.docker import answers, filters, requests
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.late import LateSession
+from wherry.doors.docker.mounts import borrowed
 from wherry.doors.docker.streams import join, log_pieces
 from wherry.engine.types import Container, EngineEvent, ExecSpec, Image, Session, State
 from wherry.errors import AlreadyExists, BadRequest, Conflict, Invalid, NotFound, WherryError
@@ -114,6 +116,11 @@ class Containers:
         body = await json_body(request)
         name = request.first("name") or ""
         spec = requests.container_spec(body, name)
+        lenders = (body.get("HostConfig") or {}).get("VolumesFrom") or ()
+        if lenders:
+            names = [str(each).partition(":")[0] for each in lenders]
+            known = {each: await self._get(each) for each in names}
+            spec = replace(spec, mounts=[*spec.mounts, *borrowed(lenders, known, spec.mounts)])
         try:
             image = await self._engine.image(spec.image)
         except NotFound:
@@ -129,7 +136,9 @@ class Containers:
         return Response.json({"Id": made.id, "Warnings": []}, status=201)
 
     async def _find(self, request: Request) -> Container:
-        name = request.params["name"]
+        return await self._get(request.params["name"])
+
+    async def _get(self, name: str) -> Container:
         try:
             return await self._engine.container(name.removeprefix("/"))
         except NotFound:
@@ -151,15 +160,16 @@ class Containers:
         try:
             await self._engine.start(container.id)
         except WherryError as error:
+            end = None
             with suppress(NotFound):
                 end = (await self._engine.container(container.id)).exit
-                command = container.argv[0] if container.argv else ""
-                if end is not None and end.code == 127 and end.error:
-                    raise BadRequest(
-                        f'exec: "{command}": executable file not found in $PATH: {error.message}'
-                    ) from error
-                if end is not None and end.code == 126 and end.error:
-                    raise BadRequest(f'exec: "{command}": permission denied: {error.message}') from error
+                if container.spec.auto_remove:  # a start that failed is an end, too; clients wait for the removal
+                    await self._engine.remove(container.id, force=True)
+            command = container.argv[0] if container.argv else ""
+            if end is not None and end.code == 127 and end.error:
+                raise BadRequest(f'exec: "{command}": executable file not found in $PATH: {error.message}') from error
+            if end is not None and end.code == 126 and end.error:
+                raise BadRequest(f'exec: "{command}": permission denied: {error.message}') from error
             raise
 
     async def _stop(self, request: Request) -> Response:
@@ -286,7 +296,7 @@ class Containers:
                 f"cannot remove container {container.name!r}: container is running: stop the container before removing "
                 "or force remove"
             )
-        await self._engine.remove(container.id, force=force)
+        await self._engine.remove(container.id, force=force, volumes=flag(request, "v"))
         return Response(204)
 
     # exec -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import Containers
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.images import Build, Images
+from wherry.doors.docker.volumes import Volumes
 from wherry.errors import BadRequest, Broken, Invalid, MethodNotAllowed, NotFound, Unsupported, WherryError
 from wherry.wire.envelopes import docker_error, status_of
 from wherry.wire.http import Request, Response
@@ -31,7 +32,7 @@ STATUS: dict[type[WherryError], int] = {Invalid: 400, BadRequest: 400, Unsupport
 
 SWARM = ("/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs")
 LATER = re.compile(
-    r"/(volumes|plugins|session|grpc|distribution|commit|auth|networks|system|build)(/.*)?"
+    r"/(plugins|session|grpc|distribution|commit|auth|networks|system|build)(/.*)?"
     r"|/containers/(prune|[^/]+/(top|rename|stats|pause|unpause|update|changes|export|archive|copy|attach/ws))"
     r"|/images/(prune|search|[^/]+/get)"
 )
@@ -67,6 +68,7 @@ class DockerDoor:
             Route("GET", "/networks/{name}", self._network),
             *Containers(engine, clock).routes(),
             *Images(engine, build).routes(),
+            *Volumes(engine).routes(),
         )
         self._router = Router(routes)
 
@@ -76,6 +78,8 @@ class DockerDoor:
             path = self._unversioned(request.path)
             for prefix in SWARM:
                 if path == prefix or path.startswith(prefix + "/"):
+                    if path in ("/swarm/init", "/swarm/join"):
+                        raise Unsupported(f"{path}: Docker Swarm is not supported by wherry yet (see SCOPE.md)")
                     message = (
                         'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect'
                     )

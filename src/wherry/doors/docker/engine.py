@@ -4,10 +4,21 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from wherry.engine.types import Engine, Image
+from wherry.engine.volumes import Volumes
 
 
 class DockerEngine(Engine, Protocol):
     """An engine that can also be sized, and filled from and emptied into archives."""
+
+    volumes: Volumes
+
+    async def size_of(self, directory: str) -> int:
+        """Count the bytes on disk below a directory."""
+        ...
+
+    async def empty_trash(self) -> None:
+        """Have what was removed leave the disk now."""
+        ...
 
     async def resize(self, ref: str, rows: int, columns: int) -> None:
         """Set the size of a container's terminal. Raises Conflict when it does not run."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from wherry.content.names import parse_name
 from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import flag
 from wherry.doors.docker.engine import DockerEngine
@@ -131,6 +132,7 @@ class Images:
         reference = name if not tag else f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}"
         if "@" not in reference and ":" not in reference.rpartition("/")[2]:
             reference += ":latest"
+        parse_name(reference)  # what is no name is refused before the stream begins
         auth = _auth(request)
 
         async def work(say: Callable[[Any], None]) -> None:

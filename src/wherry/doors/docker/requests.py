@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, Mount, SandboxSpec
+from wherry.doors.docker.mounts import read_mounts
+from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, SandboxSpec
 from wherry.errors import BadRequest, Unsupported
 
 Json = Mapping[str, Any]
@@ -33,6 +34,7 @@ HOST: Mapping[str, Any] = {
     "SecurityOpt": list[str] | None, "Dns": list[str] | None, "DnsSearch": list[str] | None,
     "DnsOptions": list[str] | None, "ExtraHosts": list[str] | None, "PidMode": str | None, "IpcMode": str | None,
     "LogConfig": dict[str, Any] | None, "GroupAdd": list[str | int] | None, "Sysctls": dict[str, str] | None,
+    "VolumesFrom": list[str] | None, "VolumeDriver": str | None,
 }  # fmt: skip
 """Fields of HostConfig that are carried out."""
 
@@ -45,11 +47,11 @@ EXEC: Mapping[str, Any] = {
 
 OPTIONS: Mapping[str, str] = {
     "PortBindings": "published ports (-p)", "PublishAllPorts": "published ports (-P)", "Init": "--init",
-    "Healthcheck": "health checks of containers", "VolumesFrom": "--volumes-from", "Links": "--link",
+    "Healthcheck": "health checks of containers", "Links": "--link",
     "Devices": "--device", "DeviceRequests": "--gpus", "Ulimits": "--ulimit", "UsernsMode": "--userns",
     "ContainerIDFile": "--cidfile", "OomScoreAdj": "--oom-score-adj", "OomKillDisable": "--oom-kill-disable",
     "CgroupParent": "--cgroup-parent", "Runtime": "--runtime", "BlkioWeight": "--blkio-weight",
-    "StorageOpt": "--storage-opt", "VolumeDriver": "--volume-driver", "Domainname": "--domainname",
+    "StorageOpt": "--storage-opt", "Domainname": "--domainname",
     "MacAddress": "--mac-address", "ShmSize": "--shm-size", "MemoryReservation": "--memory-reservation",
     "CpusetMems": "--cpuset-mems", "UTSMode": "--uts", "CgroupnsMode": "--cgroupns", "Isolation": "--isolation",
     "MemorySwappiness": "--memory-swappiness",
@@ -114,7 +116,8 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
         user=str(body.get("User") or ""),
         groups=[_number("GroupAdd", each) for each in host.get("GroupAdd") or ()],
         sandbox_spec=_sandbox(body, host),
-        mounts=_mounts(body, host),
+        mounts=read_mounts(body, host),
+        image_volumes=True,
         limits=_limits(host),
         labels={str(key): str(value) for key, value in (body.get("Labels") or {}).items()},
         cap_add=[_capability(each) for each in host.get("CapAdd") or ()],
@@ -243,50 +246,6 @@ def _log_driver(config: Json) -> str:
             f"HostConfig.LogConfig.Config: option {option!r} is not supported; logs rotate at 10 MiB, 5 files"
         )
     return "none" if driver == "none" else "cri"
-
-
-def _mounts(body: Json, host: Json) -> Sequence[Mount]:
-    result: list[Mount] = []
-    for bind in host.get("Binds") or ():
-        result.append(_bind(str(bind)))
-    for mount in host.get("Mounts") or ():
-        kind = str(mount.get("Type") or "")
-        unknown = [
-            name
-            for name, value in mount.items()
-            if name not in ("Type", "Source", "Target", "ReadOnly", "TmpfsOptions", "Consistency")
-            and not _is_empty(value)
-        ]
-        if unknown or kind not in ("bind", "volume", "tmpfs"):
-            raise Unsupported(f"HostConfig.Mounts: {', '.join(unknown) or f'type {kind!r}'} is not supported by wherry")
-        tmpfs = mount.get("TmpfsOptions") or {}
-        size = tmpfs.get("SizeBytes") if isinstance(tmpfs, dict) else None
-        options = [f"size={size}"] if size else []
-        source, target = str(mount.get("Source") or ""), str(mount.get("Target") or "")
-        if not target.startswith("/"):
-            raise BadRequest(f"invalid mount target, must be an absolute path: {target!r}")
-        if kind == "bind" and not source.startswith("/"):
-            raise BadRequest(f"invalid mount source, must be an absolute path: {source!r}")
-        result.append(Mount(target, source, kind, bool(mount.get("ReadOnly")), options))
-    for target, options in (host.get("Tmpfs") or {}).items():
-        result.append(Mount(str(target), "", "tmpfs", False, [each for each in str(options).split(",") if each]))
-    known = {mount.target for mount in result}
-    for target in body.get("Volumes") or {}:
-        if target not in known:
-            result.append(Mount(str(target), "", "volume"))
-    return result
-
-
-def _bind(text: str) -> Mount:
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not parts[1].startswith("/"):
-        raise BadRequest(f"invalid volume specification: {text!r}")
-    modes = parts[2].split(",") if len(parts) == 3 else []
-    unknown = [mode for mode in modes if mode not in ("ro", "rw", "z", "Z", "")]
-    if unknown:
-        raise Unsupported(f"volume {text!r}: mode {unknown[0]!r} is not supported by wherry")
-    kind = "bind" if parts[0].startswith("/") else "volume"
-    return Mount(parts[1], parts[0], kind, "ro" in modes)
 
 
 def exec_spec(body: Json) -> ExecSpec:

@@ -11,6 +11,8 @@ from wherry.wire.streams import Stream
 
 KINDS = {"stdin": 0, "stdout": 1, "stderr": 2}
 READ_BYTES = 32 * 1024
+LINGER_S = 2.0
+"""How long a client may take to close after our last byte: closing with its own unread loses what it has not read yet."""
 
 
 def frame(stream: str, data: bytes) -> bytes:
@@ -42,7 +44,10 @@ async def join(
         async for name, data in session.output():
             if wanted[name]:
                 await stream.write(data if tty else frame(name, data))
-        await stream.write_eof()
+        reader.cancel()
+        with suppress(asyncio.CancelledError, ConnectionError, OSError):
+            await reader
+        await stream.finish(LINGER_S)
     except (ConnectionError, OSError):
         return  # the client has gone
     finally:

@@ -1,0 +1,75 @@
+"""Connections carried by hand: for a published port what nftables cannot lead, such as `[::1]` to an IPv4 container.
+
+IPv4 connections are led by the kernel and pass here only in the second in which somebody has flushed its rules.
+"""
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from typing import cast
+
+from wherry.clock import machine
+
+log = logging.getLogger(__name__)
+MOST_CONNECTIONS = 512
+CONNECT_S = 5.0
+_PIECE_BYTES = 1 << 16
+
+
+class Relay:
+    """Carries what arrives at one listening socket to (`address`, `port`). `close` ends it with its connections."""
+
+    def __init__(self, listener: socket.socket, address: str, port: int) -> None:
+        self._listener, self._target = listener, (address, port)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to listen."""
+        self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=_PIECE_BYTES)
+
+    def close(self) -> None:
+        """Free the port at once; connections that stand are cut."""
+        if self._server is not None:
+            self._server.close()
+        self._listener.close()
+        for task in tuple(self._connections):
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        if len(self._connections) >= MOST_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._connections.add(task)
+        try:
+            async with machine.timeout(CONNECT_S):
+                far_reader, far_writer = await asyncio.open_connection(*self._target, limit=_PIECE_BYTES)
+        except (OSError, TimeoutError) as error:
+            log.debug("relay to %s port %d: %s", *self._target, error)
+            writer.transport.abort()
+            self._connections.discard(task)
+            return
+        except BaseException:
+            writer.transport.abort()
+            raise
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_carry(reader, far_writer), name="relay in")
+                group.create_task(_carry(far_reader, writer), name="relay out")
+        except* OSError:
+            pass  # one side was cut: so is the other
+        finally:
+            self._connections.discard(task)
+            for each in (writer, far_writer):
+                each.close()
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy until the end, and pass the end on."""
+    while piece := await reader.read(_PIECE_BYTES):
+        writer.write(piece)
+        await writer.drain()
+    with suppress(OSError):
+        writer.write_eof()
