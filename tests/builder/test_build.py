@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 from tests.builder.fakes import FakeEngine
 
+from wherry.builder.cache import BUDGET_BYTES
 from wherry.builder.progress import BuildEvent
 from wherry.builder.running import BuildEngine
 from wherry.builder.service import Builder
@@ -34,9 +35,9 @@ class Yard:
         self.events: list[BuildEvent] = []
         self.builder = self.open()
 
-    def open(self, **more: int) -> Builder:
+    def open(self, budget_bytes: int = BUDGET_BYTES) -> Builder:
         engine = cast(BuildEngine, self.engine)
-        return Builder(engine, self.content, self.root / "builder", clock=self.clock, **more)
+        return Builder(engine, self.content, self.root / "builder", clock=self.clock, budget_bytes=budget_bytes)
 
     def file(self, path: str, text: str = "x", mode: int = 0o644) -> None:
         place = self.context / path

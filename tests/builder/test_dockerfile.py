@@ -1,10 +1,15 @@
 """The corpus: what Dockerfiles mean, and how wrong ones are refused."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.builder.corpus import BAD, BASE, GOOD, Bad, Good
+from tests.builder import corpus, corpus_later
+from tests.builder.corpus import BASE, Bad, Good
+from tests.builder.corpus_later import WARNED, Warned
 
+from wherry.builder.checks import RULES
 from wherry.builder.graph import Plan, images, plan
 from wherry.builder.ignore import Ignore
 from wherry.builder.instructions import parse
@@ -22,7 +27,7 @@ def planned(text: str, args: dict[str, str] | None = None, target: str = "") -> 
     return plan(dockerfile, args=args or {}, target=target, platform=AMD64, bases=dict.fromkeys(names, BASE))
 
 
-@pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*corpus.GOOD, *corpus_later.GOOD], ids=lambda case: case.name)
 def test_what_it_means(case: Good) -> None:
     made = planned(case.text, case.args, case.target)
     assert tuple(stage.index for stage in made.stages) == case.stages
@@ -32,7 +37,7 @@ def test_what_it_means(case: Good) -> None:
         assert target.config.get(key) == value
 
 
-@pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*corpus.BAD, *corpus_later.BAD], ids=lambda case: case.name)
 def test_how_it_is_refused(case: Bad) -> None:
     with pytest.raises((Invalid, Unsupported)) as refused:
         planned(case.text, case.args, case.target)
@@ -47,6 +52,18 @@ def test_how_it_is_refused(case: Bad) -> None:
         start = caret.index("^") - row.index("| ") - 2
         assert row.split("| ", 1)[1][start:].startswith(case.caret)
         assert caret.count("^") >= len(case.caret) or " " in case.caret
+
+
+@pytest.mark.parametrize("case", WARNED, ids=lambda case: case.name)
+def test_what_it_is_warned_of(case: Warned) -> None:
+    said = [text for text in planned(case.text, case.args).warnings if text.startswith("Dockerfile:")]
+    expected = [f"Dockerfile:{number}: ({rule})" for rule, number in case.rules]
+    assert [re.sub(r": .* \(", ": (", text) for text in said] == expected
+
+
+def test_every_rule_is_in_the_corpus() -> None:
+    told = {rule for case in WARNED for rule, _ in case.rules}
+    assert told | {"CopyIgnoredFile", "DuplicateStageName"} == set(RULES)
 
 
 def test_a_target_that_is_not_there_names_those_that_are() -> None:

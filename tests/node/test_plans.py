@@ -126,7 +126,12 @@ def test_service_variables() -> None:
 
 def test_what_a_node_does_not_have_is_refused_by_name() -> None:
     wanted = pod_bytes(
-        {"name": "app", "livenessProbe": {"grpc": {"port": 1}}, "volumeDevices": [{"name": "d"}]},
+        {
+            "name": "app",
+            "ports": [{"containerPort": 80, "hostPort": 80}],
+            "livenessProbe": {"grpc": {"port": 1}},
+            "volumeDevices": [{"name": "d"}],
+        },
         init=[{"name": "side", "restartPolicy": "Always"}],
         volumes=[{"name": "v", "nfs": {"server": "s"}}, {"name": "w", "emptyDir": {}}],
         hostUsers=False,
@@ -136,5 +141,6 @@ def test_what_a_node_does_not_have_is_refused_by_name() -> None:
         "spec.hostUsers: false (user namespaces) is not supported",
         "spec.initContainers[side].restartPolicy: sidecar containers are not supported",
         "spec.containers[app].volumeDevices is not supported",
+        "spec.containers[app].ports[80].hostPort is not supported; use a Service",
         "spec.containers[app].livenessProbe.grpc is not supported; use an exec or http probe",
     ]

@@ -27,9 +27,24 @@ class _Spec(msgspec.Struct, frozen=True, rename="camel"):
     ephemeral_containers: tuple[_Container, ...] | None = None
 
 
+class _State(msgspec.Struct, frozen=True):
+    running: msgspec.Raw | None = None
+
+
+class _ContainerStatus(msgspec.Struct, frozen=True):
+    name: str
+    state: _State = _State()
+
+
+class _Status(msgspec.Struct, frozen=True, rename="camel"):
+    container_statuses: tuple[_ContainerStatus, ...] = ()
+    init_container_statuses: tuple[_ContainerStatus, ...] = ()
+
+
 class _Pod(msgspec.Struct, frozen=True):
     metadata: Meta
     spec: _Spec
+    status: _Status = _Status()
 
 
 async def logs(core: Core, target: Target, request: Request) -> Response:
@@ -41,12 +56,28 @@ async def stream(core: Core, target: Target, request: Request) -> Response:
     """GET pods/NAME/exec or attach as a WebSocket. Raises BadRequest for SPDY and for no upgrade at all."""
     upgrade = request.upgrade
     if upgrade.startswith("spdy"):
+        await _check_running(
+            core, target, request
+        )  # kubectl comes here after a WebSocket was refused: say the true reason
         raise BadRequest(
             f"{target.resource} over SPDY/3.1 is not supported: use a client that speaks WebSocket (kubectl 1.30 or later)"
         )
     if upgrade != "websocket":
         raise BadRequest(f"{target.resource}: unable to upgrade: the request asks for no WebSocket")
     return await _pass(core, target, request, target.subresource)
+
+
+async def _check_running(core: Core, target: Target, request: Request) -> None:
+    """Raises BadRequest when the container meant does not run."""
+    await core.cache.present()
+    item = core.find(PODS, target.namespace, target.name)
+    if item is None:
+        raise target.missing()
+    pod = item.view(_Pod)
+    container = _container(pod, request.first("container"))
+    known = {one.name: one for one in (*pod.status.container_statuses, *pod.status.init_container_statuses)}
+    if known and (container not in known or known[container].state.running is None):
+        raise BadRequest(f'container "{container}" in pod "{target.name}" is not running')
 
 
 async def _pass(core: Core, target: Target, request: Request, verb: str) -> Response:

@@ -166,7 +166,7 @@ async def fetched(url: str, checksum: str, scratch: Path) -> Source:
     found = f"{algorithm}:{seen.hexdigest()}"
     if checksum and found != checksum:
         raise CopyError(f"ADD {_shown(url)}: it is {found}, not {checksum}")
-    return Source(name, Node("file", 0o600, mtime=max(0, mtime), size=size, origin=place))
+    return Source(name, Node("file", 0o600, mtime=max(0, mtime), size=size, origin=place), ())
 
 
 def materialise(sources: Sequence[Source], target: Path) -> None:

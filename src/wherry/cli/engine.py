@@ -161,7 +161,7 @@ class Terminal:
 
         if sys.stdin.isatty():
             self._saved = termios.tcgetattr(0)
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
         signal.signal(signal.SIGWINCH, lambda *_: self._resize())
         self._resize()
         return self

@@ -45,7 +45,7 @@ FORK = Spec(
     ),
     least=1,
     most=1,
-    examples=("wherry fork ./yesterday --at -24h --detach", "eval $(wherry env --root ./yesterday)"),
+    examples=("wherry fork ./before --at -2m --detach", "eval $(wherry env --root ./before)"),
 )
 
 

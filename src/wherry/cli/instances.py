@@ -212,6 +212,11 @@ def kubectl_command(argv: Sequence[str]) -> int:
 
     words = list(argv)
     root = os.environ.get("WHERRY_ROOT", DEFAULT_ROOT)
+    if words and words[0].startswith("--root"):  # everything else is kubectl's own
+        _, equals, value = words.pop(0).partition("=")
+        if not equals and not words:
+            raise Usage("kubectl", "--root needs a directory")
+        root = value if equals else words.pop(0)
     beside = Path(sys.executable).with_name("kubectl")
     program = str(beside) if beside.exists() else which("kubectl")
     if program is None:

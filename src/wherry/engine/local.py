@@ -19,7 +19,9 @@ from wherry.content import layout
 from wherry.content.pack import pack_upper
 from wherry.content.protocol import Content, Digest
 from wherry.engine import execs, logs, monitor, rotation
+from wherry.engine.changes import Changes
 from wherry.engine.containers import Containers
+from wherry.engine.diffs import Change
 from wherry.engine.events import Events
 from wherry.engine.images import LEASE_S, Images
 from wherry.engine.lives import Life, Lives, running_names
@@ -43,6 +45,7 @@ from wherry.engine.types import (
     Exit,
     Image,
     Join,
+    Limits,
     LogLine,
     Sandbox,
     SandboxSpec,
@@ -132,6 +135,7 @@ class LocalEngine:
                 self._trash,
                 self.volumes,
             )
+            self._changes = Changes(paths, self._containers, runs, self._snapshots)
             await self._snapshots.open()
             self._sandboxes.open()
             await self.networks.open(self._sandboxes.ids())
@@ -300,6 +304,8 @@ class LocalEngine:
     async def exec(self, ref: str, spec: ExecSpec) -> execs.Executed:
         """See Engine."""
         life, run, _ = self._containers.running(ref)
+        if life.record.paused:
+            raise Conflict(f"container {life.record.name}: it is paused; unpause it before exec")
         return await execs.execute(self._paths, self._runtime, self._tasks, life.record.id, run.process, spec)
 
     async def attach(self, ref: str) -> Attached:
@@ -315,6 +321,30 @@ class LocalEngine:
             return (await self._containers.wait(life)).code
 
         return Attached(connection, bundle, stdin=record.spec.stdin, tty=record.spec.tty, code=code)
+
+    async def pause(self, ref: str) -> None:
+        """Stop all processes of a container where they are. Raises Conflict when it does not run, or is paused."""
+        await self._changes.pause(self._find(ref))
+
+    async def unpause(self, ref: str) -> None:
+        """Let them go on. Raises Conflict when it is not paused."""
+        await self._changes.unpause(self._find(ref))
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Give a container another name. Raises Invalid, AlreadyExists."""
+        await self._changes.rename(self._find(ref), name)
+
+    async def update(self, ref: str, *, limits: Limits | None = None, restart: str | None = None) -> None:
+        """Give a container other limits, at once where it runs, or another restart policy. Raises Invalid, Broken."""
+        await self._changes.update(self._find(ref), limits, restart)
+
+    async def top(self, ref: str, words: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """List the processes of a container by ps with options `words`: (titles, rows). Raises Invalid, Conflict."""
+        return await self._changes.top(self._find(ref), words)
+
+    async def diff(self, ref: str) -> Sequence[Change]:
+        """List what a container has changed against its image."""
+        return await self._changes.diff(self._find(ref))
 
     async def resize(self, ref: str, rows: int, columns: int) -> None:
         """Set the size of a container's terminal. Raises Conflict when it does not run."""

@@ -228,7 +228,8 @@ class Exit:
 class Container:
     """A container as it stands. `image_id` is the image config's digest; times are unix seconds, 0 for not yet.
 
-    `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by name. `ports` are published now; `endpoints` are its places on
+    `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by
+    name. `ports` are published now; `endpoints` are its places on
     networks of people's own.
     """
 

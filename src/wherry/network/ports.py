@@ -238,7 +238,7 @@ class Ports:
                 words = "cannot assign requested address" if error.errno == errno.EADDRNOTAVAIL else str(error)
                 raise Invalid(f"listen {wish.protocol} {host}:{number}: bind: {words}") from error
             found = int(sockets[0].getsockname()[1])
-            return PublishedPort(wish.protocol, host, found, address, wish.port, gateway), sockets
+            return PublishedPort(wish.protocol, host, found, address, wish.port, gateway, len(sockets) > 1), sockets
         raise Conflict(refused)
 
     async def _sync_behind(self) -> None:

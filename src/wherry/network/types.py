@@ -79,7 +79,10 @@ class PortBinding:
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A port of the machine that leads to (`address`, `port`) of a container; `gateway` is the machine's own address there."""
+    """A port of the machine that leads to (`address`, `port`) of a container; `gateway` is the machine's own address there.
+
+    `both`: it answers on the machine's IPv6 addresses too.
+    """
 
     protocol: str
     host_address: str
@@ -87,6 +90,7 @@ class PublishedPort:
     address: str
     port: int
     gateway: str
+    both: bool = False
 
 
 @dataclass(frozen=True, slots=True)

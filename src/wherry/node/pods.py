@@ -485,6 +485,9 @@ def unsupported(raw_spec: bytes | msgspec.Raw) -> Sequence[str]:
             for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
                 if (container.get(probe) or {}).get("grpc"):
                     found.append(f"{path}.{probe}.grpc is not supported; use an exec or http probe")
+            for port in container.get("ports") or ():
+                if port.get("hostPort") and not spec.get("hostNetwork"):
+                    found.append(f"{path}.ports[{port['containerPort']}].hostPort is not supported; use a Service")
             for mount in container.get("volumeMounts") or ():
                 if mount.get("mountPropagation", "None") != "None":
                     found.append(f"{path}.volumeMounts[{mount['name']}].mountPropagation is not supported")

@@ -148,11 +148,7 @@ def service_table(
             config = spec.session_affinity_config or _AffinityConfig()
             affinity_s = config.client_ip.timeout_seconds
         mine = slices.get((each.metadata.namespace, each.metadata.name), ())
-        ports = [
-            Port(one.protocol, one.port, endpoints_of(mine, one), one.node_port)
-            for one in spec.ports
-            if one.protocol in ("TCP", "UDP")
-        ]
+        ports = [Port(one.protocol, one.port, endpoints_of(mine, one), one.node_port) for one in spec.ports]
         key = f"{each.metadata.namespace}/{each.metadata.name}"
         result.append(Service(key, [*addresses, *spec.external_ips], ports, affinity_s))
     return sorted(result, key=lambda service: service.key)

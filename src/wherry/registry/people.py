@@ -211,10 +211,7 @@ class People:
     def tokens(self, owner: str) -> Sequence[Token]:
         """List an account's tokens."""
         query = "SELECT id, owner, name, scope, created, expires, used FROM tokens WHERE owner = ? ORDER BY created, id"
-        return [
-            Token(*row[:3], msgspec.json.decode(row[3], type=Scope), *row[4:])
-            for row in self._database.rows(query, owner)
-        ]
+        return [_token(row) for row in self._database.rows(query, owner)]
 
     def token_alive(self, id: str) -> bool:
         """Say whether a token still holds."""

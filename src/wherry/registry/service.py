@@ -101,10 +101,8 @@ class Registry:
     def _note(self, request: Request, error: WherryError, response: Response) -> None:
         name = request.params.get("name", "")
         if isinstance(error, Unauthorized):
-            words = (
-                "pull" if request.method in ("GET", "HEAD") else "delete" if request.method == "DELETE" else "pull,push"
-            )
-            scope = f"repository:{name}:{words}" if name else ""
+            words = {PULL: "pull", PUSH: "pull,push", DELETE: "delete"}.get(request.params.get("action", ""), "")
+            scope = f"repository:{name}:{words}" if words else ""
             response.headers.set("WWW-Authenticate", self.access.challenge(request, scope))
         elif response.status in (403, 409) or isinstance(error, TooManyRequests):
             event = Event(

@@ -4,6 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wherry.clock import rfc3339_nano
+from wherry.doors.docker.endpoints import (
+    bindings_map,
+    exposed_map,
+    network_mode,
+    networks_map,
+    ports_list,
+    ports_map,
+)
 from wherry.doors.docker.mounts import show_mounts
 from wherry.engine.types import Container, EngineEvent, Image, State
 
@@ -16,14 +24,19 @@ def moment(seconds: float) -> str:
     return rfc3339_nano(seconds) if seconds else ZERO_TIME
 
 
+def state_word(container: Container) -> str:
+    """The state in Docker's words."""
+    return "restarting" if container.restarting else container.state.value
+
+
 def state_of(container: Container) -> Json:
     """The State object."""
     end = container.exit if container.state is State.EXITED else None
     return {
-        "Status": container.state.value,
-        "Running": container.state in (State.RUNNING, State.PAUSED),
+        "Status": state_word(container),
+        "Running": container.state in (State.RUNNING, State.PAUSED) or container.restarting,
         "Paused": container.state is State.PAUSED,
-        "Restarting": False,
+        "Restarting": container.restarting,
         "OOMKilled": bool(end and end.oom),
         "Dead": False,
         "Pid": container.pid,
@@ -59,24 +72,8 @@ def status_words(container: Container, now: float) -> str:
             return f"Up {ago(now - container.started)} (Paused)"
         case State.EXITED:
             end = container.exit
-            return f"Exited ({end.code}) {ago(now - end.time)} ago" if end else "Exited"
-
-
-def _networks(container: Container) -> Json:
-    mode = _network_mode(container)
-    return {
-        mode: {
-            "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": container.address,
-            "IPPrefixLen": 32 if container.address else 0, "MacAddress": "", "Aliases": None, "Links": None,
-        }
-    }  # fmt: skip
-
-
-def _network_mode(container: Container) -> str:
-    sandbox = container.spec.sandbox_spec
-    if sandbox is None:
-        return "bridge"
-    return {"pod": "bridge"}.get(sandbox.network, sandbox.network)
+            word = "Restarting" if container.restarting else "Exited"
+            return f"{word} ({end.code}) {ago(now - end.time)} ago" if end else word
 
 
 def container_summary(container: Container, now: float) -> Json:
@@ -88,12 +85,12 @@ def container_summary(container: Container, now: float) -> Json:
         "ImageID": container.image_id,
         "Command": " ".join(container.argv),
         "Created": int(container.created),
-        "Ports": [],
+        "Ports": ports_list(container),
         "Labels": dict(container.spec.labels),
-        "State": container.state.value,
+        "State": state_word(container),
         "Status": status_words(container, now),
-        "HostConfig": {"NetworkMode": _network_mode(container)},
-        "NetworkSettings": {"Networks": _networks(container)},
+        "HostConfig": {"NetworkMode": network_mode(container)},
+        "NetworkSettings": {"Networks": networks_map(container)},
         "Mounts": show_mounts(container),
     }
 
@@ -123,7 +120,7 @@ def container_inspect(container: Container, image: Image | None) -> Json:
         "AppArmorProfile": "",
         "ExecIDs": None,
         "HostConfig": {
-            "NetworkMode": _network_mode(container),
+            "NetworkMode": network_mode(container),
             "AutoRemove": spec.auto_remove,
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(count or 0)},
             "LogConfig": {"Type": "none" if spec.log_driver == "none" else "json-file", "Config": {}},
@@ -143,7 +140,8 @@ def container_inspect(container: Container, image: Image | None) -> Json:
                 for each in spec.mounts
                 if each.kind == "bind"
             ],
-            "PortBindings": {},
+            "PortBindings": bindings_map(container),
+            "PublishAllPorts": bool(sandbox and sandbox.publish_all),
             "ShmSize": 67108864,
         },
         "GraphDriver": {"Name": "overlay2", "Data": None},
@@ -162,16 +160,22 @@ def container_inspect(container: Container, image: Image | None) -> Json:
             "Cmd": list(spec.command) if spec.command is not None else config.get("Cmd"),
             "Entrypoint": list(spec.entrypoint) if spec.entrypoint is not None else config.get("Entrypoint"),
             "Image": spec.image,
+            "ExposedPorts": exposed_map(container),
             "Volumes": None,
             "WorkingDir": spec.workdir or config.get("WorkingDir") or "",
             "Labels": dict(spec.labels),
             **({"StopSignal": spec.stop_signal} if spec.stop_signal else {}),
         },
         "NetworkSettings": {
-            "Ports": {},
-            "IPAddress": container.address,
+            "Bridge": "",
+            "SandboxID": container.sandbox,
+            "SandboxKey": "",
+            "Ports": ports_map(container),
+            "IPAddress": container.address if network_mode(container) == "bridge" else "",
+            "IPPrefixLen": 32 if container.address and network_mode(container) == "bridge" else 0,
             "Gateway": "",
-            "Networks": _networks(container),
+            "MacAddress": "",
+            "Networks": networks_map(container),
         },
     }
 

@@ -12,11 +12,12 @@ import msgspec
 
 from wherry.clock import Clock, machine, parse_rfc3339
 from wherry.doors.docker import answers, filters, requests
+from wherry.doors.docker.endpoints import read_exposed
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.late import LateSession
 from wherry.doors.docker.mounts import borrowed
 from wherry.doors.docker.streams import join, log_pieces
-from wherry.engine.types import Container, EngineEvent, ExecSpec, Image, Session, State
+from wherry.engine.types import Container, ContainerSpec, EngineEvent, ExecSpec, Image, Join, Session, State
 from wherry.errors import AlreadyExists, BadRequest, Conflict, Invalid, NotFound, WherryError
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
@@ -126,6 +127,7 @@ class Containers:
         except NotFound:
             raise NotFound(f"No such image: {spec.image}") from None
         _check_platform(image, request.first("platform") or "")
+        spec = self._on_networks(spec, image)
         try:
             made = await self._engine.create(spec)
         except AlreadyExists:
@@ -134,6 +136,23 @@ class Containers:
                 "container to be able to reuse that name."
             ) from None
         return Response.json({"Id": made.id, "Warnings": []}, status=201)
+
+    def _on_networks(self, spec: ContainerSpec, image: Image) -> ContainerSpec:
+        """Name what the image exposes, and look for the networks: to clients, 404 would say that the image is not here."""
+        sandbox = spec.sandbox_spec
+        if sandbox is None:
+            return spec
+        joins: dict[str, Join] = {}
+        for wish in sandbox.networks:
+            try:
+                id = self._engine.networks.find(wish.network).id
+            except NotFound as error:
+                raise BadRequest(error.message) from None
+            known = joins.get(id, wish)
+            aliases = list(dict.fromkeys([*known.aliases, *wish.aliases]))
+            joins[id] = Join(known.network, aliases, known.address or wish.address)
+        exposed = read_exposed(dict.fromkeys(sandbox.exposed), (image.config.get("config") or {}).get("ExposedPorts"))
+        return replace(spec, sandbox_spec=replace(sandbox, networks=list(joins.values()), exposed=exposed))
 
     async def _find(self, request: Request) -> Container:
         return await self._get(request.params["name"])

@@ -4,16 +4,17 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator
-from hashlib import sha256
 
 import msgspec
 
 from wherry import __version__
 from wherry.clock import Clock, rfc3339_nano
 from wherry.doors.docker import answers, filters
+from wherry.doors.docker.changes import Changes
 from wherry.doors.docker.containers import Containers
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.images import Build, Images
+from wherry.doors.docker.networks import Networks
 from wherry.doors.docker.volumes import Volumes
 from wherry.errors import BadRequest, Broken, Invalid, MethodNotAllowed, NotFound, Unsupported, WherryError
 from wherry.wire.envelopes import docker_error, status_of
@@ -32,23 +33,11 @@ STATUS: dict[type[WherryError], int] = {Invalid: 400, BadRequest: 400, Unsupport
 
 SWARM = ("/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs")
 LATER = re.compile(
-    r"/(plugins|session|grpc|distribution|commit|auth|networks|system|build)(/.*)?"
-    r"|/containers/(prune|[^/]+/(top|rename|stats|pause|unpause|update|changes|export|archive|copy|attach/ws))"
+    r"/(plugins|session|grpc|distribution|commit|auth|system|build)(/.*)?"
+    r"|/containers/(prune|[^/]+/(stats|export|archive|copy|attach/ws))"
     r"|/images/(prune|search|[^/]+/get)"
 )
 """What Docker has and we have not, yet: refused by name."""
-
-
-def _network_of(name: str, driver: str) -> dict[str, object]:
-    return {
-        "Name": name, "Id": sha256(f"wherry/{name}".encode()).hexdigest(), "Created": "0001-01-01T00:00:00Z",
-        "Scope": "local", "Driver": driver, "EnableIPv6": False, "Internal": False, "Attachable": False, "Ingress": False,
-        "IPAM": {"Driver": "default", "Options": None, "Config": []}, "Containers": {}, "Options": {}, "Labels": {},
-    }  # fmt: skip
-
-
-NETWORKS = (_network_of("bridge", "bridge"), _network_of("host", "host"), _network_of("none", "null"))
-"""The networks that there are; one's own are refused by name."""
 
 
 class DockerDoor:
@@ -64,11 +53,11 @@ class DockerDoor:
             Route("GET", "/version", self._version),
             Route("GET", "/info", self._info),
             Route("GET", "/events", self._events),
-            Route("GET", "/networks", self._networks),
-            Route("GET", "/networks/{name}", self._network),
+            *Networks(engine, clock).routes(),
             *Containers(engine, clock).routes(),
             *Images(engine, build).routes(),
             *Volumes(engine).routes(),
+            *Changes(engine).routes(),
         )
         self._router = Router(routes)
 
@@ -212,25 +201,6 @@ class DockerDoor:
                 "Warnings": [],
             }
         )
-
-    async def _networks(self, request: Request) -> Response:
-        wanted = filters.parse(request.first("filters"), ("name", "id", "driver", "type"))
-        if not wanted.keys() <= {"name", "id", "driver"}:
-            return Response.json([])  # none that somebody made, none that dangles
-        tests: dict[str, str] = {"name": "Name", "id": "Id", "driver": "Driver"}
-        found = [
-            each
-            for each in NETWORKS
-            if all(any(value in str(each[tests[name]]) for value in values) for name, values in wanted.items())
-        ]
-        return Response.json(found)
-
-    async def _network(self, request: Request) -> Response:
-        name = request.params["name"]
-        for each in NETWORKS:
-            if name in (each["Name"], each["Id"]):
-                return Response.json(each)
-        raise NotFound(f"network {name} not found")
 
     async def _events(self, request: Request) -> Response:
         wanted = filters.parse(request.first("filters"), filters.EVENT)

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from wherry.engine.types import Engine, Image
+from wherry.engine.diffs import Change
+from wherry.engine.networks import Networks
+from wherry.engine.types import Engine, Image, Join, Limits
 from wherry.engine.volumes import Volumes
 
 
@@ -11,6 +13,15 @@ class DockerEngine(Engine, Protocol):
     """An engine that can also be sized, and filled from and emptied into archives."""
 
     volumes: Volumes
+    networks: Networks
+
+    async def connect(self, ref: str, join: Join) -> None:
+        """Put a container on one more network."""
+        ...
+
+    async def disconnect(self, ref: str, network: str) -> None:
+        """Take a container off a network."""
+        ...
 
     async def size_of(self, directory: str) -> int:
         """Count the bytes on disk below a directory."""
@@ -18,6 +29,30 @@ class DockerEngine(Engine, Protocol):
 
     async def empty_trash(self) -> None:
         """Have what was removed leave the disk now."""
+        ...
+
+    async def pause(self, ref: str) -> None:
+        """Stop all processes of a container where they are. Raises Conflict when it does not run, or is paused."""
+        ...
+
+    async def unpause(self, ref: str) -> None:
+        """Let them go on. Raises Conflict when it is not paused."""
+        ...
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Give a container another name. Raises Invalid, AlreadyExists."""
+        ...
+
+    async def update(self, ref: str, *, limits: Limits | None = None, restart: str | None = None) -> None:
+        """Give a container other limits, at once where it runs, or another restart policy. Raises Invalid, Broken."""
+        ...
+
+    async def top(self, ref: str, words: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """List the processes of a container by ps with options `words`: (titles, rows). Raises Invalid, Conflict."""
+        ...
+
+    async def diff(self, ref: str) -> Sequence[Change]:
+        """List what a container has changed against its image."""
         ...
 
     async def resize(self, ref: str, rows: int, columns: int) -> None:

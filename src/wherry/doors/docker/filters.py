@@ -3,10 +3,11 @@
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
-from wherry.doors.docker.answers import familiar
+from wherry.doors.docker.answers import familiar, state_word
 from wherry.engine.types import Container, EngineEvent, Image
 from wherry.errors import BadRequest
 
@@ -49,7 +50,7 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
         "id": lambda values: any(container.id.startswith(each) for each in values),
         "name": lambda values: any(_name_matches(each, container.name) for each in values),
         "label": lambda values: has_labels(container.spec.labels, values),
-        "status": lambda values: container.state.value in values,
+        "status": lambda values: state_word(container) in values,
         "ancestor": lambda values: any(
             each in (container.image_id, container.spec.image)
             or container.image_id.removeprefix("sha256:").startswith(each)
@@ -115,3 +116,11 @@ def matches_event(event: EngineEvent, filters: Filters) -> bool:
         "label": lambda values: has_labels(said, values),
     }
     return all(tests[name](values) for name, values in filters.items())
+
+
+def names_shown(image: Image, filters: Filters) -> Image:
+    """The image with only those names that a `reference` filter asks for, as Docker lists it."""
+    if "reference" not in filters:
+        return image
+    only = {"reference": filters["reference"]}
+    return replace(image, names=[name for name in image.names if matches_image(replace(image, names=[name]), only)])

@@ -80,7 +80,8 @@ class Images:
         users: dict[str, int] = {}
         for container in await self._engine.containers():
             users[container.image_id] = users.get(container.image_id, 0) + 1
-        found = [each for each in await self._engine.images() if filters.matches_image(each, wanted)]
+        everything = await self._engine.images()
+        found = [filters.names_shown(each, wanted) for each in everything if filters.matches_image(each, wanted)]
         found.sort(key=lambda image: -image.created)
         return Response.json([answers.image_summary(image, users.get(image.id, 0)) for image in found])
 

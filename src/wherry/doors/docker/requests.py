@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from wherry.doors.docker.endpoints import read_bindings, read_exposed, read_networks
 from wherry.doors.docker.mounts import read_mounts
 from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, SandboxSpec
 from wherry.errors import BadRequest, Unsupported
@@ -34,6 +35,7 @@ HOST: Mapping[str, Any] = {
     "SecurityOpt": list[str] | None, "Dns": list[str] | None, "DnsSearch": list[str] | None,
     "DnsOptions": list[str] | None, "ExtraHosts": list[str] | None, "PidMode": str | None, "IpcMode": str | None,
     "LogConfig": dict[str, Any] | None, "GroupAdd": list[str | int] | None, "Sysctls": dict[str, str] | None,
+    "PortBindings": dict[str, Any] | None, "PublishAllPorts": bool | None,
     "VolumesFrom": list[str] | None, "VolumeDriver": str | None,
 }  # fmt: skip
 """Fields of HostConfig that are carried out."""
@@ -46,7 +48,7 @@ EXEC: Mapping[str, Any] = {
 """Fields of an exec that are carried out, or that only repeat what is known."""
 
 OPTIONS: Mapping[str, str] = {
-    "PortBindings": "published ports (-p)", "PublishAllPorts": "published ports (-P)", "Init": "--init",
+    "Init": "--init",
     "Healthcheck": "health checks of containers", "Links": "--link",
     "Devices": "--device", "DeviceRequests": "--gpus", "Ulimits": "--ulimit", "UsernsMode": "--userns",
     "ContainerIDFile": "--cidfile", "OomScoreAdj": "--oom-score-adj", "OomKillDisable": "--oom-kill-disable",
@@ -99,7 +101,6 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
     _check(body, BODY, "")
     host: Json = body.get("HostConfig") or {}
     _check(host, HOST, "HostConfig.")
-    _check_networking(body.get("NetworkingConfig") or {}, host)
     image = body.get("Image")
     if not image:
         raise BadRequest("Image: no image is named")
@@ -118,7 +119,7 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
         sandbox_spec=_sandbox(body, host),
         mounts=read_mounts(body, host),
         image_volumes=True,
-        limits=_limits(host),
+        limits=read_limits(host),
         labels={str(key): str(value) for key, value in (body.get("Labels") or {}).items()},
         cap_add=[_capability(each) for each in host.get("CapAdd") or ()],
         cap_drop=[_capability(each) for each in host.get("CapDrop") or ()],
@@ -131,7 +132,7 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
         stdin_once=bool(body.get("StdinOnce")),
         stop_signal=str(body.get("StopSignal") or ""),
         stop_grace_s=10.0 if stop is None else float(stop),
-        restart=_restart(host.get("RestartPolicy") or {}),
+        restart=read_restart(host.get("RestartPolicy") or {}),
         auto_remove=bool(host.get("AutoRemove")),
         log_driver=_log_driver(host.get("LogConfig") or {}),
     )
@@ -149,24 +150,10 @@ def _capability(name: str) -> str:
     return upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
 
 
-def _check_networking(config: Json, host: Json) -> None:
-    endpoints = config.get("EndpointsConfig") or {}
-    if not isinstance(endpoints, dict):
-        raise BadRequest("NetworkingConfig.EndpointsConfig: an object is wanted")
-    for name, endpoint in endpoints.items():
-        if name not in ("default", "bridge", host.get("NetworkMode")):
-            raise Unsupported(f"NetworkingConfig: network {name!r}: networks of one's own are not supported yet")
-        if endpoint is not None and not isinstance(endpoint, dict):
-            raise BadRequest(f"NetworkingConfig.EndpointsConfig.{name}: an object is wanted")
-        for field, value in (endpoint or {}).items():
-            if not _is_empty(value) and field not in ("NetworkID", "GwPriority"):
-                raise Unsupported(f"NetworkingConfig.EndpointsConfig.{name}.{field} is not supported by wherry")
-
-
 def _sandbox(body: Json, host: Json) -> SandboxSpec:
-    mode = str(host.get("NetworkMode") or "default")
-    if mode not in ("default", "bridge", "host", "none"):
-        raise Unsupported(f"HostConfig.NetworkMode {mode!r}: only bridge, host and none are supported")
+    network, joins = read_networks(body.get("NetworkingConfig") or {}, str(host.get("NetworkMode") or ""))
+    if network.startswith("container:"):
+        raise Unsupported(f"HostConfig.NetworkMode {network!r}: another container's network is not supported")
     pid, ipc = str(host.get("PidMode") or ""), str(host.get("IpcMode") or "")
     if pid not in ("", "host"):
         raise Unsupported(f"HostConfig.PidMode {pid!r}: only host is supported")
@@ -179,7 +166,11 @@ def _sandbox(body: Json, host: Json) -> SandboxSpec:
     return SandboxSpec(
         id="",
         hostname=str(body.get("Hostname") or ""),
-        network={"default": "pod", "bridge": "pod"}.get(mode, mode),
+        network=network,
+        networks=joins,
+        ports=read_bindings(host.get("PortBindings") or {}),
+        exposed=read_exposed(body.get("ExposedPorts")),
+        publish_all=bool(host.get("PublishAllPorts")),
         dns=Dns(list(host.get("Dns") or ()), list(host.get("DnsSearch") or ()), list(host.get("DnsOptions") or ())),
         hosts=hosts,
         sysctls={str(key): str(value) for key, value in (host.get("Sysctls") or {}).items()},
@@ -201,7 +192,8 @@ def _security(options: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _limits(host: Json) -> Limits:
+def read_limits(host: Json) -> Limits:
+    """Read the limits of a HostConfig. Raises BadRequest."""
     nano = int(host.get("NanoCpus") or host.get("NanoCPUs") or 0)
     period = int(host.get("CpuPeriod") or 100_000)
     quota = int(host.get("CpuQuota") or 0) or (nano * period // 1_000_000_000)
@@ -224,7 +216,8 @@ def _limits(host: Json) -> Limits:
     )
 
 
-def _restart(policy: Json) -> str:
+def read_restart(policy: Json) -> str:
+    """Read a RestartPolicy. Raises BadRequest."""
     name = str(policy.get("Name") or "no")
     if name == "on-failure":
         most = policy.get("MaximumRetryCount") or 0
