@@ -17,7 +17,7 @@ BUDGET_S = {
     "controllers": 60,
     "daemon": 90,
     "docs": 60,
-    "doors": 90,
+    "doors": 180,
     "engine": 120,
     "ground": 20,
     "history": 20,

@@ -134,7 +134,7 @@ GOOD = (
         "a mount from a stage needs the stage",
         "FROM base AS a\nRUN one\nFROM base AS b\nFROM scratch\nRUN --mount=from=a,target=/a x\n",
         ("RUN /bin/sh -c x",),
-        stages=(0, 3),
+        stages=(0, 2),
     ),
     Good(
         "networks",

@@ -1,19 +1,22 @@
 """An engine that runs no container: it keeps images as the real one does, and each RUN leaves a file that says what ran."""
 
+import asyncio
 import io
+import os
 import tarfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from wherry.clock import Clock
+from wherry.clock import Clock, machine
 from wherry.content.digests import digest_of
 from wherry.content.names import parse_name
 from wherry.content.oci import OCI_CONFIG, OCI_LAYER_GZIP, Descriptor, manifest_of
 from wherry.content.protocol import Content, Digest
-from wherry.engine.types import Container, ContainerSpec, Exit, Image, LogLine, State
+from wherry.engine.types import Container, ContainerSpec, Exit, Image, LogLine, Mount, State
 from wherry.errors import Broken, NotFound
 
 
@@ -29,6 +32,11 @@ class FakeEngine:
     specs: dict[str, ContainerSpec] = field(default_factory=dict[str, ContainerSpec])
     ran: list[ContainerSpec] = field(default_factory=list[ContainerSpec])
     upstream: dict[str, Image] = field(default_factory=dict[str, Image])
+    gate: asyncio.Barrier | None = None
+    now: int = 0
+    most: int = 0
+    says_time: bool = True
+    saw: list[dict[str, bytes]] = field(default_factory=list[dict[str, bytes]])
 
     async def image(self, ref: str) -> Image:
         found = self.unnamed.get(ref) or self.named.get(ref)
@@ -100,8 +108,18 @@ class FakeEngine:
         if (spec.entrypoint or [""])[0] == "/absent":
             raise Broken("exec: /absent: no such file")
         self.ran.append(spec)
+        self.saw.append({mount.target: _bytes(mount) for mount in spec.mounts if mount.kind == "bind"})
 
     async def wait(self, ref: str) -> Exit:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            if self.gate is not None:
+                async with machine.timeout(10):
+                    await self.gate.wait()
+            await machine.sleep(0.01)
+        finally:
+            self.now -= 1
         word = (self.specs[ref].entrypoint or [""])[-1].split()[-1]
         return Exit(self.fails.get(word, 0), self.clock.now())
 
@@ -115,11 +133,17 @@ class FakeEngine:
         out = io.BytesIO()
         image = await self.image(spec.image)
         said = msgspec.json.encode(
-            [spec.entrypoint, image.config["config"]["Env"], len(image.layers), self.clock.now()]
+            [
+                spec.entrypoint,
+                image.config["config"]["Env"],
+                len(image.layers),
+                self.clock.now() if self.says_time else 0,
+            ]
         )
         with tarfile.open(fileobj=out, mode="w") as archive:
-            info = tarfile.TarInfo(f"ran-{len(self.ran)}")
+            info = tarfile.TarInfo(f"ran-{self.ran.index(spec) + 1}")
             info.size = len(said)
+            info.mtime = int(self.clock.now())
             archive.addfile(info, io.BytesIO(said))
         lease = await self.content.lease(seconds=60)
         blob = await self.content.put(out.getvalue(), lease=lease)
@@ -127,3 +151,9 @@ class FakeEngine:
 
     async def remove(self, ref: str, *, force: bool = False) -> None:
         del self.specs[ref]
+
+
+def _bytes(mount: Mount) -> bytes:
+    """What a mount shows: a file's bytes, or the names in a directory."""
+    place = Path(mount.source)
+    return place.read_bytes() if place.is_file() else "\n".join(sorted(os.listdir(place))).encode()

@@ -4,81 +4,12 @@ import io
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
 
 import pytest
-from tests.builder.fakes import FakeEngine
+from tests.builder.yard import Yard
 
-from wherry.builder.cache import BUDGET_BYTES
-from wherry.builder.progress import BuildEvent
-from wherry.builder.running import BuildEngine
-from wherry.builder.service import Builder
-from wherry.clock import VirtualClock
-from wherry.content.inflate import pieces
-from wherry.content.local import LocalContent
-from wherry.content.protocol import Digest
-from wherry.content.tars import Member, Tar
 from wherry.engine.types import ContainerSpec, Image
 from wherry.errors import Invalid, NotFound, Unsupported
-
-
-class Yard:
-    """A builder with its engine, store and a context to fill."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.clock = VirtualClock()
-        self.content = LocalContent.open(root / "content", clock=self.clock)
-        self.engine = FakeEngine(self.content, self.clock)
-        self.context = root / "context"
-        self.context.mkdir()
-        self.events: list[BuildEvent] = []
-        self.builder = self.open()
-
-    def open(self, budget_bytes: int = BUDGET_BYTES) -> Builder:
-        engine = cast(BuildEngine, self.engine)
-        return Builder(engine, self.content, self.root / "builder", clock=self.clock, budget_bytes=budget_bytes)
-
-    def file(self, path: str, text: str = "x", mode: int = 0o644) -> None:
-        place = self.context / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text)
-        place.chmod(mode)
-
-    async def build(self, dockerfile: str, **more: object) -> Image:
-        self.events.clear()
-        self.file("Dockerfile", dockerfile)
-        return await self.builder.build(self.context, tags=["web:1"], progress=self.events.append, **more)  # type: ignore[arg-type]
-
-    @property
-    def cached(self) -> list[str]:
-        """The steps that came from the cache."""
-        steps = {event.step: event.text for event in self.events if event.kind == "step"}
-        return [steps[event.step] for event in self.events if event.kind == "cached"]
-
-    def rows(self, layer: str) -> dict[str, Member]:
-        with self.content.path(Digest(layer)).open("rb") as file:
-            return {member.path: member for member in Tar(pieces(file.fileno()))}
-
-    def read(self, image: Image, path: str) -> bytes:
-        """A file of the image: the topmost layer that has it."""
-        for layer in reversed(image.layers):
-            with self.content.path(Digest(layer)).open("rb") as file:
-                tar = Tar(pieces(file.fileno()))
-                for member in tar:
-                    if member.path == path:
-                        return b"".join(bytes(part) for part in tar.data())
-        raise AssertionError(f"{path} is in no layer")
-
-
-@pytest.fixture
-async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
-    made = Yard(tmp_path)
-    await made.builder.start()
-    yield made
-    await made.builder.close()
-    await made.content.close()
-
 
 WEB = """# syntax=docker/dockerfile:1
 ARG VERSION=1

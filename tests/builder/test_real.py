@@ -8,7 +8,7 @@ import pytest
 from tests.engine.boxes import BUSYBOX, Place, run
 
 from wherry.builder.progress import BuildEvent
-from wherry.builder.service import Builder
+from wherry.builder.service import Builder, Wanted
 from wherry.clock import RealClock
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import ContainerSpec, SandboxSpec
@@ -98,3 +98,76 @@ async def test_a_command_that_fails_leaves_nothing(yard: tuple[Builder, LocalEng
     (context / "Dockerfile").write_text("FROM scratch\nCOPY busybox /bin/\nRUN true\n")
     with pytest.raises(Invalid, match=r"Dockerfile:3: /bin/sh cannot be run"):
         await builder.build(context)
+
+
+LATER = """
+FROM scratch AS tools
+COPY busybox /bin/
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+
+FROM tools AS left
+RUN --mount=type=cache,target=/cache,id=c,sharing=locked echo left >> /cache/log
+
+FROM tools AS right
+RUN --mount=type=cache,target=/cache,id=c,sharing=locked echo right >> /cache/log
+
+FROM tools
+COPY --from=left /bin/sh /left/
+COPY --from=right /bin/sh /right/
+RUN --mount=type=cache,target=/cache,id=c sort /cache/log > /log
+RUN --mount=target=/ctx,rw --mount=type=tmpfs,target=/tmp,size=1m <<EOF
+set -e
+cat /ctx/old > /copied
+echo changed > /ctx/old
+touch /tmp/x
+if touch /ctx/new /busybox; then echo writable > /how; fi
+EOF
+RUN --mount=type=secret,id=token --mount=type=secret,id=token,env=TOKEN,target=/elsewhere \\
+    sh -c 'wc -c < /run/secrets/token > /size; echo ${#TOKEN} >> /size; stat -c %a /run/secrets/token >> /size'
+RUN <<EOF
+#!/bin/sh
+echo "by $0" > /script
+EOF
+RUN --network=none ls /sys/class/net > /net
+SHELL ["/bin/sh", "-e", "-c"]
+RUN cat <<ONE > /one && cat <<TWO >> /one
+1
+ONE
+2
+TWO
+CMD cat /log /copied /how /size /script /net /one; ls -d /cache /ctx /run/secrets 2>/dev/null | wc -l
+"""
+SECRET = b"pssst-0123456789-never-kept"
+
+
+async def test_mounts_heredocs_and_secrets(yard: tuple[Builder, LocalEngine, Path], tmp_path: Path) -> None:
+    builder, engine, context = yard
+    (context / "Dockerfile").write_text(LATER)
+    (context / "old").write_text("old\n")
+    wanted = Wanted(tags=["web:1"], secrets={"token": SECRET})
+    await builder.build(context, wanted=wanted)
+    assert (context / "old").read_text() == "old\n"
+    made = ContainerSpec(name="web", image="web:1", sandbox_spec=SandboxSpec(id="", hostname="web", network="none"))
+    code, text = await run(engine, made)
+    assert code == 0
+    expected = ["left", "right", "old", "writable", "27", "27", "400", "by /dev/pipes/EOF", "lo", "1", "2", "0"]
+    assert text.splitlines() == expected
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(kept) > 20
+    assert [path for path in kept if SECRET in path.read_bytes()] == []
+    again = await builder.build(context, wanted=wanted)
+    assert again.names == ["docker.io/library/web:1"]
+
+
+async def test_a_given_time_gives_the_same_digest_twice(yard: tuple[Builder, LocalEngine, Path]) -> None:
+    builder, engine, context = yard
+    (context / "Dockerfile").write_text(
+        'FROM scratch\nCOPY busybox /bin/\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\nRUN echo a > /a && mkdir /d\n'
+    )
+    wanted = Wanted(tags=["web:1"], args={"SOURCE_DATE_EPOCH": "1700000000"}, no_cache=True)
+    first = await builder.build(context, wanted=wanted)
+    second = await builder.build(context, wanted=wanted)
+    assert first.digest == second.digest
+    made = ContainerSpec(name="web", image="web:1", sandbox_spec=SandboxSpec(id="", hostname="web", network="none"))
+    _, text = await run(engine, replace(made, command=["/bin/stat", "-c", "%Y", "/a", "/d"]))
+    assert text.split() == ["1700000000", "1700000000"]

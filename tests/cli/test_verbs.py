@@ -60,8 +60,8 @@ def test_run_has_dockers_exit_codes(wherry: Wherry) -> None:
     assert (done.out, done.err) == ("out\n", "err\n")
     assert "not found" in wherry("run", "--rm", "web:1", "no-such-command", code=127).err
     assert "permission denied" in wherry("run", "--rm", "web:1", "/etc", code=126).err
-    assert "published ports" in wherry("run", "-p", "1:1", "web:1", code=125).err
-    assert "network" in wherry("run", "--network", "foo", "web:1", code=125).err.lower()
+    assert "network foo not found" in wherry("run", "--network", "foo", "web:1", code=125).err
+    wherry("run", "-p", "far:away", "web:1", code=2)
     wherry("run", "--memory", "much", "web:1", code=2)
     wherry("run", "--cpus", "nan", "web:1", code=2)
     assert wherry("ps", "-aq").out == ""

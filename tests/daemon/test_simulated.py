@@ -1,5 +1,6 @@
 """Instances of simulated nodes, as a person has them who only wants an API."""
 
+import itertools
 import json
 import os
 import signal
@@ -141,7 +142,7 @@ def test_without_root_the_same_cluster_runs_on_simulated_nodes(wherry: Wherry) -
         finally:
             with suppress(ProcessLookupError):
                 front.kill()
-    left = [path for path in Path("/tmp").glob("wherry-65534/wherry/*")]
+    left = list(Path("/tmp").glob("wherry-65534/wherry/*"))
     assert left == []
 
 
@@ -163,7 +164,7 @@ def test_doctor_says_what_why_and_the_fix(tmp_path: Path, monkeypatch: pytest.Mo
 def test_doctor_as_a_command(wherry: Wherry) -> None:
     lines = wherry("doctor").splitlines()
     assert lines[0].startswith("PASS  python")
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if before.startswith(("WARN", "FAIL")):
             assert line.strip().startswith("why: ")
     document = wherry("doctor", "-o", "json")

@@ -1,5 +1,6 @@
 """The warden as a process: what it restarts, in what order it stops, what it fences, and what it answers."""
 
+import itertools
 import json
 import os
 import signal
@@ -121,7 +122,7 @@ def test_a_role_that_crashes_at_once_is_tried_later_each_time(watched: Watched) 
     watched.ask(op="add", role=watched.role("bad", f"cut -d' ' -f1 /proc/uptime >> {log}; exit 3"))
     until(lambda: watched.roles()["bad"]["starts"] >= 5, "five starts")
     times = [float(line) for line in log.read_text().split()]
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)][:4]
+    gaps = [after - before for before, after in itertools.pairwise(times)][:4]
     assert gaps == sorted(gaps)
     assert gaps[-1] > 3 * gaps[0]
     assert watched.roles()["bad"]["last_exit"] == 3
@@ -143,7 +144,7 @@ def test_stop_ends_the_nodes_first_and_the_server_last(watched: Watched) -> None
 
     names = ("server", "node-1", "node-2")
     watched.start(
-        [watched.role(name, script(name, slow)) for name, slow in zip(names, "0 0.4 0.2".split(), strict=True)]
+        [watched.role(name, script(name, slow)) for name, slow in zip(names, ["0", "0.4", "0.2"], strict=True)]
     )
     until(lambda: all(watched.said(name) for name in names), "the traps are set")
     assert watched.ask(op="stop") == {"ok": True}

@@ -141,6 +141,6 @@ def test_what_a_node_does_not_have_is_refused_by_name() -> None:
         "spec.hostUsers: false (user namespaces) is not supported",
         "spec.initContainers[side].restartPolicy: sidecar containers are not supported",
         "spec.containers[app].volumeDevices is not supported",
-        "spec.containers[app].ports[80].hostPort is not supported; use a Service",
         "spec.containers[app].livenessProbe.grpc is not supported; use an exec or http probe",
+        "spec.containers[app].ports[80].hostPort is not supported; use a Service",
     ]

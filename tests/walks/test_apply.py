@@ -44,7 +44,7 @@ def test_apply_look_change_and_delete(simulated: Cluster, space: str) -> None:
     assert "successfully rolled out" in run("rollout", "status", "deployment/web", "--timeout=30s")
     assert "unchanged" in run("apply", "-f", "-", input=WEB)
     wide = run("get", "pods", "-o", "wide").splitlines()
-    assert wide[0].split() == "NAME READY STATUS RESTARTS AGE IP NODE NOMINATED NODE READINESS GATES".split()
+    assert " ".join(wide[0].split()) == "NAME READY STATUS RESTARTS AGE IP NODE NOMINATED NODE READINESS GATES"
     assert all("1/1" in line and "Running" in line and " sim-" in line for line in wide[1:])
     assert len(wide) == 3
     assert {line.split()[6] for line in wide[1:]} == {"sim-1", "sim-2"}
@@ -121,7 +121,17 @@ def server(cluster: Cluster) -> str:
 
 def test_watching_shows_each_change(simulated: Cluster, space: str) -> None:
     kubectl = Path(sys.executable).with_name("kubectl")
-    words = [kubectl, "--kubeconfig", simulated.kubeconfig, "-n", space, "get", "configmaps", "-w", "--output-watch-events"]
+    words = [
+        kubectl,
+        "--kubeconfig",
+        simulated.kubeconfig,
+        "-n",
+        space,
+        "get",
+        "configmaps",
+        "-w",
+        "--output-watch-events",
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watching:
         try:
             assert watching.stdout is not None

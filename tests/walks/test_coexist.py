@@ -26,7 +26,9 @@ def dockerd(place: Path) -> Iterator[str]:
     options = ["--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "-p", f"{place}/pid", "-H", host]
     with (place / "dockerd.log").open("wb") as log:
         process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", script, "sh", "--storage-driver", "vfs", *options], stdout=log, stderr=log
+            ["unshare", "--mount", "sh", "-c", script, "sh", "--storage-driver", "vfs", *options],
+            stdout=log,
+            stderr=log,
         )
     try:
         deadline = machine.monotonic() + 40
@@ -95,7 +97,9 @@ def test_side_by_side_and_gone(tmp_path: Path) -> None:
             port = docker(host, "port", "theirs", "8080").strip().rpartition(":")[2]
             check(one, first, "first")
             check(two, second, "second")
-            two.until(lambda: "version docker" in quiet(f"http://127.0.0.1:{port}/cgi-bin/hello"), "docker's port answers")
+            two.until(
+                lambda: "version docker" in quiet(f"http://127.0.0.1:{port}/cgi-bin/hello"), "docker's port answers"
+            )
             inside = docker(host, "exec", "theirs", "timeout", "5", "wget", "-qO-", f"http://{first}/cgi-bin/hello")
             assert "version first" in inside
             root = two.root

@@ -85,10 +85,14 @@ class Load:
     def check(self, cluster: Cluster) -> None:
         """Each object is what was acknowledged, or something that was asked for later."""
         items = cluster.request("GET", self._base)["items"]
-        found = {each["metadata"]["name"]: int(each["data"]["number"]) for each in items if "number" in each.get("data", {})}
+        found = {
+            each["metadata"]["name"]: int(each["data"]["number"]) for each in items if "number" in each.get("data", {})
+        }
         for name, number in self.acknowledged.items():
             assert name in found, f"{name}: acknowledged at {number}, and lost"
-            assert number <= found[name] <= self.asked[name], f"{name}: {number} was acknowledged, {found[name]} is there"
+            assert number <= found[name] <= self.asked[name], (
+                f"{name}: {number} was acknowledged, {found[name]} is there"
+            )
         assert self.wrong == []
 
 
@@ -164,7 +168,9 @@ def kill_again_and_again(real: Real, space: str, role: str, kills: int) -> None:
             old, count = role_now(), load.count
             machine.pause(chance.uniform(0.05, 0.6))
             os.kill(old["pid"], signal.SIGKILL)
-            until(cluster, lambda old=old: role_now()["starts"] > old["starts"] and role_now()["pid"], "it starts again")
+            until(
+                cluster, lambda old=old: role_now()["starts"] > old["starts"] and role_now()["pid"], "it starts again"
+            )
             until(cluster, lambda: status(instance).is_ready, "the instance is ready again")
             until(cluster, lambda count=count: load.count > count + 5, "writes are acknowledged again")
     load.check(cluster)

@@ -140,10 +140,12 @@ def test_configuration_by_environment_and_files(here: Here) -> None:
     assert here.sh("set", "cat /other/order", "-c", "second").split() == ["one", "two", "three"]
     assert [each["state"]["terminated"]["exitCode"] for each in found["status"]["initContainerStatuses"]] == [0, 0]
 
+
 ASK = """
 import json, ssl, urllib.request
 place = "/var/run/secrets/kubernetes.io/serviceaccount/"
-request = urllib.request.Request("https://kubernetes.default.svc/api/v1/namespaces/" + open(place + "namespace").read() + "/pods")
+namespace = open(place + "namespace").read()
+request = urllib.request.Request("https://kubernetes.default.svc/api/v1/namespaces/" + namespace + "/pods")
 request.add_header("Authorization", "Bearer " + open(place + "token").read())
 answer = urllib.request.urlopen(request, context=ssl.create_default_context(cafile=place + "ca.crt"), timeout=10)
 print(" ".join(item["metadata"]["name"] for item in json.load(answer)["items"]))
@@ -200,6 +202,10 @@ def test_probes(here: Here) -> None:
     here.cluster.until(lambda: name not in {fetch(cluster_ip) for _ in range(8)}, "no request comes to it")
     here.sh(name, "rm /tmp/busy")
     here.cluster.until(lambda: len(ready_addresses()) == 2, "two again")
+
+
+def is_ready(pod: Json) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", ()))
 
 
 def fetch(address: str, port: int = 80) -> str:
@@ -259,7 +265,7 @@ def test_after_a_node_dies_its_pods_run_on_the_other(tmp_path: Path) -> None:
         def on_one() -> bool:
             pods = cluster.request("GET", "/api/v1/namespaces/default/pods")["items"]
             return [
-                (each["spec"]["nodeName"], any(c["type"] == "Ready" and c["status"] == "True" for c in each["status"]["conditions"]))
+                (each["spec"]["nodeName"], is_ready(each))
                 for each in pods
                 if "deletionTimestamp" not in each["metadata"]
             ] == [("node-1", True)] * 3  # fmt: skip

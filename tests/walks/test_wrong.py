@@ -1,4 +1,4 @@
-"""What is wrong is answered in the format's own error, with the field and a message that helps; never 500, never a traceback."""
+"""What is wrong is answered in the format's own error, with field and message; never 500, never a traceback."""
 
 import base64
 import json
@@ -57,7 +57,10 @@ MANIFESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("spec.containers[0].volumeMounts[0].name", "none"),
     ),
     "a policy that is none": (pod(restartPolicy="Sometimes"), ("spec.restartPolicy", "Sometimes", "OnFailure")),
-    "a name that is none": ({**pod(), "metadata": {"name": "Not_A_Name"}}, ("metadata.name", "Not_A_Name", "lowercase")),
+    "a name that is none": (
+        {**pod(), "metadata": {"name": "Not_A_Name"}},
+        ("metadata.name", "Not_A_Name", "lowercase"),
+    ),
     "a service without ports": (service(selector={"a": "b"}), ("spec.ports", "Required")),
     "an address of nowhere": (service(clusterIP="1.2.3.4.5", ports=[{"port": 80}]), ("spec.clusterIP", "1.2.3.4.5")),
     "no such kind": ({"apiVersion": "v1", "kind": "Pot", "metadata": {"name": "x"}}, ("Pot",)),
@@ -111,9 +114,7 @@ REQUESTS: list[tuple[str, str, bytes, str, int, str, str]] = [
 
 
 @pytest.mark.parametrize("wrong", REQUESTS, ids=lambda each: f"{each[0]} {each[1][-40:]} {each[2][:12]!r}")
-def test_a_wrong_request_to_the_api(
-    simulated: Cluster, wrong: tuple[str, str, bytes, str, int, str, str]
-) -> None:
+def test_a_wrong_request_to_the_api(simulated: Cluster, wrong: tuple[str, str, bytes, str, int, str, str]) -> None:
     method, path, body, content_type, code, reason, named = wrong
     status, answer = ask(Instance.at(simulated.root).api_socket, method, path, body, content_type=content_type)
     assert (answer["kind"], answer["status"], answer["code"]) == ("Status", "Failure", status)

@@ -28,7 +28,7 @@ class _Spec(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _State(msgspec.Struct, frozen=True):
-    running: msgspec.Raw | None = None
+    running: dict[str, object] | None = None  # a union with Raw would take null alone
 
 
 class _ContainerStatus(msgspec.Struct, frozen=True):

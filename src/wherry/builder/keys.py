@@ -48,6 +48,11 @@ def step_key(before: str, operation: Operation, content: str = "", *, epoch: int
             return _key("workdir", before, epoch, operation.path, operation.user)
 
 
+def settled_key(key: str, diff_id: str) -> str:
+    """The key to chain on: a step that was made anew and came out otherwise has other steps after it."""
+    return _key("settled", key, diff_id)
+
+
 def link_key(operation: Copy, content: str, owner: object, *, epoch: int | None = None) -> str:
     """The key of the layer of a COPY --link, whatever is below it. `owner` is the owner in numbers."""
     return _key("linked", epoch, owner, *_placed(operation, content))

@@ -133,7 +133,8 @@ class StageReader:
         try:
             value = expander.text(text) if whole else expander.word(text)
         except WordError as error:
-            raise self._source.invalid(one.line, f"{one.name} {text}: {error}", text) from None
+            shown = one.name if whole else f"{one.name} {text}"
+            raise self._source.invalid(one.line, f"{shown}: {error}", text) from None
         for name in sorted(expander.missing):
             self.findings.append(Finding("UndefinedVar", one.line.first, f"the variable {name} is not set here"))
         return value

@@ -25,7 +25,7 @@ from wherry.builder.running import CommandFailed, Runner
 from wherry.builder.selection import CopyError, Owner, Source, entries, owner_of
 from wherry.builder.source import Line
 from wherry.builder.sourcing import Files, Sourcing
-from wherry.builder.squeezing import clamped
+from wherry.builder.squeezing import rewritten
 from wherry.builder.tree import Node, NotInTree, Tree
 from wherry.clock import Clock, parse_rfc3339, rfc3339_nano
 from wherry.content.oci import Platform
@@ -282,10 +282,28 @@ class _StageWork:
             layer, diff_id, size = await job.runner.run(operation, state.layers, output, prepared=prepared)
         if await content.cover(layer, job.lease) is None:
             raise NotFound(f"layer {layer}: it went before it could be kept; build again")
-        if job.epoch is not None:
-            made = await clamped(content, layer, job.epoch, lease=job.lease, scratch=job.scratch)
+        stubs = await self._stubs(state, operation, layer)
+        if job.epoch is not None or stubs:
+            made = await rewritten(content, layer, epoch=job.epoch, drop=stubs, lease=job.lease, scratch=job.scratch)
             return Built(made.digest, made.diff_id, made.size_bytes, self._solver.now())
         return Built(layer, diff_id, size, self._solver.now())
+
+    async def _stubs(self, state: State, operation: Run, layer: Digest) -> frozenset[str]:
+        """The directories that were made on the way to mount points, and that the command left empty."""
+        if not operation.mounts:
+            return frozenset()
+        tree = await self._solver.tree(state)
+        ways: set[str] = set()
+        for mount in operation.mounts:
+            way = mount.target.strip("/")
+            while way := way.rpartition("/")[0]:
+                if tree.resolve(way) is None:
+                    ways.add(way)
+        members = (
+            {member.path.strip("/") for member in await self._shop.listings.members(layer)} if ways else set[str]()
+        )
+        used = {way for way in ways if any(path.startswith(f"{way}/") and path not in ways for path in members)}
+        return frozenset((ways - used) & members)
 
     # COPY and ADD -----------------------------------------------------------------------------------------------------
     async def _files(
@@ -377,7 +395,7 @@ class _StageWork:
         return built
 
     def _settle(self, state: State, operation: Operation, key: str, built: Built, layer_key: str = "") -> None:
-        state.key = key
+        state.key = keys.settled_key(key, built.diff_id)
         state.created = built.created
         self._solver.note(layer_key or key)
         if built.digest:

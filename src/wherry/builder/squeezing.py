@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,14 +43,18 @@ def parse_compression(kind: str, level: str = "") -> Compression:
     return Compression(kind, int(level) if level else DEFAULT_LEVELS[kind])
 
 
-async def clamped(content: Content, layer: Digest, epoch: int, *, lease: str, scratch: Path) -> Layer:
-    """Write a layer with every time at most `epoch`. Raises Damaged."""
+async def rewritten(
+    content: Content, layer: Digest, *, epoch: int | None, drop: Collection[str], lease: str, scratch: Path
+) -> Layer:
+    """Write a layer with every time at most `epoch` (None: as they are) and without the paths `drop`. Raises Damaged."""
     large = scratch / f"large-{layer[-16:]}"
 
     def entries() -> Iterator[Entry]:
         with content.path(layer).open("rb") as file:
             tar = Tar(pieces(file.fileno(), name=layer), name=layer)
             for member in tar:
+                if member.path.strip("/") in drop:
+                    continue
                 source: bytes | Path | None = None
                 if member.kind == "file" and member.size <= INLINE_BYTES:
                     source = b"".join(bytes(part) for part in tar.data())
@@ -61,7 +65,14 @@ async def clamped(content: Content, layer: Digest, epoch: int, *, lease: str, sc
                     source = large
                 yield Entry(
                     *(member.path.rstrip("/"), member.kind, member.mode, member.uid, member.gid),
-                    *(min(int(member.mtime), epoch), member.link, member.size, source, member.device, member.xattrs),
+                    *(
+                        int(member.mtime) if epoch is None else min(int(member.mtime), epoch),
+                        member.link,
+                        member.size,
+                        source,
+                        member.device,
+                        member.xattrs,
+                    ),
                 )
 
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from wherry.cli.args import Option, Parsed, Spec, Usage, pair, parse
 from wherry.cli.engine import Refused, Terminal, call, demultiplex, fetch, join, part, show_progress
+from wherry.cli.ports import bindings
 
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 
@@ -31,7 +32,7 @@ RUN = Spec(
         Option("user", "name or uid[:gid]", "u"),
         Option("hostname", "its host name", "h"),
         Option("entrypoint", "in place of the image's"),
-        Option("network", "bridge, host or none", default="bridge"),
+        Option("network", "bridge, host, none, or a network's name", default="bridge"),
         Option("memory", "limit, such as 64m", "m"),
         Option("cpus", "limit in cores, such as 0.5"),
         Option("pids-limit", "limit of processes", shape="number"),
@@ -48,12 +49,16 @@ RUN = Spec(
         Option("add-host", "NAME:ADDRESS", shape="many"),
         Option("dns", "a resolver", shape="many"),
         Option("init", "not supported: refused by name", shape="flag"),
-        Option("publish", "not supported yet: refused by name", "p", "many"),
+        Option("network-alias", "one more name on its network", shape="many"),
+        Option("ip", "its address on its network"),
+        Option("publish", "[HOST:][PORT:]PORT[/udp]", "p", "many"),
+        Option("publish-all", "publish what the image exposes, on any free ports", "P", "flag"),
+        Option("expose", "PORT[/udp] that -P publishes", shape="many"),
     ),
     least=1,
     most=None,
     rest=True,
-    examples=("wherry run --rm web:1 echo hello", "wherry run -d --name web -m 64m web:1"),
+    examples=("wherry run --rm web:1 echo hello", "wherry run -d --name web -m 64m -p 8080:80 web:1"),
 )
 PS = Spec(
     "ps", "List containers.", "[-a] [-q] [--filter K=V] [--format json]",
@@ -168,14 +173,12 @@ def _mount(text: str) -> dict[str, Any]:
 
 
 def _body(args: Parsed) -> dict[str, Any]:
-    if args.many("publish"):
-        raise Refused(
-            "--publish: published ports are not supported yet (see SCOPE.md); use a Service, or --network host", 0, 125
-        )
     if args.flag("init"):
         raise Refused("--init is not supported yet (see SCOPE.md)", 0, 125)
     volumes = args.many("volume")
     entrypoint = args["entrypoint"]
+    published = bindings(args.many("publish"))
+    place = {"Aliases": args.many("network-alias"), "IPAMConfig": {"IPv4Address": args.text("ip")}}
     return {
         "Image": args.words[0],
         "Cmd": args.words[1:] or None,
@@ -191,7 +194,11 @@ def _body(args: Parsed) -> dict[str, Any]:
         "StdinOnce": args.flag("interactive"),
         "StopSignal": args.text("stop-signal"),
         "StopTimeout": args["stop-timeout"],
+        "ExposedPorts": {each: {} for each in (*bindings(args.many("expose")), *published)},
+        "NetworkingConfig": {"EndpointsConfig": {args.text("network"): place}},
         "HostConfig": {
+            "PortBindings": published,
+            "PublishAllPorts": args.flag("publish-all"),
             "Binds": [_absolute(each) for each in volumes if ":" in each],
             "Mounts": [_mount(each) for each in args.many("mount")],
             "Tmpfs": {each.partition(":")[0]: each.partition(":")[2] for each in args.many("tmpfs")},

@@ -59,10 +59,22 @@ def unpack_here(blob: Path, target: Path, *, name: str = "layer") -> Unpacked:
         os.close(source)
 
 
-def extract(source: int, root: int, *, name: str, owners: bool, layer: bool = True) -> Unpacked:
+def extract(
+    source: int,
+    root: int,
+    *,
+    name: str,
+    owners: bool,
+    layer: bool = True,
+    below: str = "",
+    owner: tuple[int, int] | None = None,
+    keep_kinds: bool = False,
+) -> Unpacked:
     """Unpack the open file below the open directory. Opaque directories are listed, not marked.
 
-    With `layer` False it is a plain archive: `.wh.` is a name like any other, and devices are refused.
+    With `layer` False it is a plain archive: `.wh.` is a name like any other, and devices are refused. `below`: the path
+    beneath `root` that the entries are of. `owner` takes the place of the owners in the archive. With `keep_kinds` a
+    directory gives way to nothing else, nor anything else to a directory: that is Invalid then.
     """
     state = hasher()
     total = 0
@@ -86,10 +98,15 @@ def extract(source: int, root: int, *, name: str, owners: bool, layer: bool = Tr
 
     with ThreadPoolExecutor(1, "inflate") as inflater, ThreadPoolExecutor(1, "digest") as digester:
         tar = Tar(hashed(pieces(source, name=name), digester), name=name)
-        work = _Extraction(root, name, owners, layer)
+        work = _Extraction(root, name, owners, layer, keep_kinds)
         try:
             count = 0
             for member in tar:
+                if below:
+                    member.path = f"{below}/{member.path}"
+                    member.link = f"{below}/{member.link}" if member.kind == "link" else member.link
+                if owner is not None:
+                    member.uid, member.gid = owner
                 work.add(member, tar)
                 count += 1
             tar.drain()
@@ -120,7 +137,8 @@ def mark_opaque(root: int, paths: list[str]) -> None:
 
 
 class _Extraction:
-    def __init__(self, root: int, name: str, owners: bool, layer: bool) -> None:
+    def __init__(self, root: int, name: str, owners: bool, layer: bool, keep_kinds: bool) -> None:
+        self._keep_kinds = keep_kinds
         self._root = root
         self._name = name
         self._owners = owners
@@ -143,6 +161,8 @@ class _Extraction:
             if member.kind == "dir":
                 self._directories[""] = member
             return
+        if self._keep_kinds:
+            self._check_kind(parent, name, member)
         if name == OPAQUE_MARK and self._layer:
             self.opaque.add(real)
         elif name.startswith(WHITEOUT) and self._layer:
@@ -211,6 +231,13 @@ class _Extraction:
         if member.kind != "symlink":
             os.chmod(name, member.mode, dir_fd=parent)
         os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
+
+    def _check_kind(self, parent: int, name: str, member: Member) -> None:
+        with suppress(FileNotFoundError):
+            is_directory = stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+            if is_directory != (member.kind == "dir"):
+                old, new = ("directory", "non-directory") if is_directory else ("non-directory", "directory")
+                raise Invalid(f"{self._name}: cannot overwrite {old} {member.path!r} with {new}")
 
     def _directory(self, parent: int, name: str, path: str, member: Member) -> None:
         try:

@@ -35,6 +35,7 @@ HEALTHY_AFTER_S = 10.0
 CLONE_NEWNET = 0x40000000
 TERM_GRACE_S = 15.0
 CLIENTS_MOST = 64
+OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 
 class Role:
@@ -58,8 +59,10 @@ class Role:
         """Fork and execute; the child enters its cgroup, namespace and user first."""
         self.starts += 1
         self.started = monotonic()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, OURS)  # our handlers must not take a signal meant for the child
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
             self.pid = pid
             return
         try:
@@ -72,9 +75,10 @@ class Role:
     def _become(self) -> None:
         plan = self.plan
         os.setsid()
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+        for number in OURS:
             signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
@@ -249,8 +253,10 @@ class Warden:
 
     def stop_next(self) -> None:
         """Ask the first role of the plan, the server, to stop when all others, which speak to it, have ended."""
-        first, *others = list(self.roles.values()) or [None]
-        if first and first.pid and not first.asked and not any(role.pid for role in others):
+        if not self.roles:
+            return
+        first, *others = self.roles.values()
+        if first.pid and not first.asked and not any(role.pid for role in others):
             first.asked = True
             first.signal(signal.SIGTERM)
 

@@ -19,11 +19,13 @@ from wherry.content import layout
 from wherry.content.pack import pack_upper
 from wherry.content.protocol import Content, Digest
 from wherry.engine import execs, logs, monitor, rotation
+from wherry.engine.archive import PathStat
 from wherry.engine.changes import Changes
 from wherry.engine.containers import Containers
 from wherry.engine.diffs import Change
 from wherry.engine.events import Events
 from wherry.engine.images import LEASE_S, Images
+from wherry.engine.insides import Insides
 from wherry.engine.lives import Life, Lives, running_names
 from wherry.engine.networks import Networking, Networks
 from wherry.engine.paths import Paths
@@ -136,6 +138,9 @@ class LocalEngine:
                 self.volumes,
             )
             self._changes = Changes(paths, self._containers, runs, self._snapshots)
+            self._insides = Insides(
+                paths, self._containers, runs, self._snapshots, self._images, self.volumes, self._content
+            )
             await self._snapshots.open()
             self._sandboxes.open()
             await self.networks.open(self._sandboxes.ids())
@@ -345,6 +350,40 @@ class LocalEngine:
     async def diff(self, ref: str) -> Sequence[Change]:
         """List what a container has changed against its image."""
         return await self._changes.diff(self._find(ref))
+
+    async def look(self, ref: str, path: str) -> PathStat:
+        """Look at a path in a container, running or not. Raises NotFound."""
+        return await self._insides.look(self._find(ref), path)
+
+    def read_files(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        """Yield a tar of what is at a path in a container."""
+        return self._insides.read(self._find(ref), path)
+
+    async def write_files(
+        self, ref: str, path: str, body: AsyncIterator[bytes], *, own: bool = False, keep_kinds: bool = False
+    ) -> None:
+        """Unpack a tar into a directory of a container; `own`: it all belongs to the container's user. Raises NotFound,
+        Invalid, Damaged, Broken. With `keep_kinds` no directory becomes a file or the other way round.
+        """
+        await self._insides.write(self._find(ref), path, body, own=own, keep_kinds=keep_kinds)
+
+    def export(self, ref: str) -> AsyncIterator[bytes]:
+        """Yield a tar of a container's whole root, without what is mounted in it."""
+        return self._insides.export(self._find(ref))
+
+    async def commit(
+        self, ref: str, names: Sequence[str], config: Mapping[str, Any], *, author: str, message: str, pause: bool
+    ) -> Image:
+        """Make an image of a container as it is now, with the settings `config`."""
+        return await self._insides.commit(
+            self._find(ref), names, config, author=author, message=message, pause=pause
+        )
+
+    async def import_image(
+        self, body: AsyncIterator[bytes], names: Sequence[str], config: Mapping[str, Any], *, message: str, platform: str
+    ) -> Image:
+        """Make an image of one layer out of a tar of a file system. Raises Damaged, Invalid."""
+        return await self._insides.take(body, names, config, message=message, platform=platform)
 
     async def resize(self, ref: str, rows: int, columns: int) -> None:
         """Set the size of a container's terminal. Raises Conflict when it does not run."""

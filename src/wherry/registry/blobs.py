@@ -112,8 +112,6 @@ class Blobs:
         wanted = request.first("digest")
         digest = read_digest(wanted) if wanted is not None else None
         room = await self._metadata.room(name)
-        if room is not None and room.left == 0:
-            raise room.refusal(request.content_length or 1)
         writer = await self._content.ingest(lease="")
         try:
             if digest is not None:
@@ -227,11 +225,11 @@ class Blobs:
         raise unknown(BLOB_UPLOAD_UNKNOWN, f"upload {upload}: there is none in {name}; it was ended, or left for a day")
 
     async def _receive(self, call: Call, writer: Writer, room: Room | None) -> None:
-        """Take the body; stop when it passes what the quotas allow."""
+        """Take the body; stop when it passes a whole quota. What is here already costs nothing: commit counts exactly."""
         if call.request.has_body:
             begun = writer.offset
             async for part in call.request.stream():
-                if room is not None and writer.offset + len(part) > room.left:
+                if room is not None and writer.offset + len(part) > room.limit:
                     raise room.refusal(writer.offset + len(part))
                 await writer.write(part)
             self._journal.moved(call.name, call.now, bytes_in=writer.offset - begun)

@@ -16,7 +16,7 @@ from wherry.content.digests import algorithm_of, digest_of
 from wherry.content.names import parse_tag
 from wherry.content.oci import DOCUMENT_MAX_BYTES, DOCUMENT_TYPES, OCI_INDEX, Document, Index, Manifest, parse_document
 from wherry.content.protocol import Content, Digest
-from wherry.errors import Cause, Invalid, NotAcceptable
+from wherry.errors import Cause, Invalid, NotAcceptable, NotFound
 from wherry.registry.blobs import UNTAGGED_S, Blobs, read_digest
 from wherry.registry.call import Call
 from wherry.registry.events import DELETE, PULL, PUSH, Journal
@@ -201,7 +201,12 @@ class Manifests:
         if data is not None:
             self._documents.move_to_end(digest)
             return data
-        data = await self._content.read(digest)
+        try:
+            data = await self._content.read(digest)
+        except NotFound:
+            raise unknown(
+                MANIFEST_UNKNOWN, f"manifest {digest}: its bytes are gone or put aside; push it again"
+            ) from None
         if len(data) <= CACHED_ONE_BYTES:
             self._documents[digest] = data
             self._cached += len(data)

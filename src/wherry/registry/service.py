@@ -13,8 +13,9 @@ from wherry.registry import space
 from wherry.registry.access import DELETE, LIST, PULL, PUSH, Access, Caller, trust_local
 from wherry.registry.blobs import Blobs
 from wherry.registry.call import Call
+from wherry.registry.collection import Collector
 from wherry.registry.database import Database, Tx
-from wherry.registry.events import Event, Journal
+from wherry.registry.events import CHANGE, Event, Journal
 from wherry.registry.manifests import Manifests
 from wherry.registry.metadata import Metadata
 from wherry.registry.people import People
@@ -65,6 +66,7 @@ class Registry:
         )
         self.blobs = Blobs(content, self.metadata, self.journal, clock, may=self.may)
         self.manifests = Manifests(content, self.metadata, self.journal, self.blobs)
+        self.collector = Collector(content, self.metadata, self.blobs, self.manifests, self.journal, clock)
         self._router = Router(self._routes())
 
     async def start(self) -> None:
@@ -83,6 +85,10 @@ class Registry:
     def may(self, caller: Caller, action: str, repository: str) -> bool:
         """Say whether somebody may do something."""
         return caller.trusted or self.access.decide(caller, action, repository, asked=False).allowed
+
+    def event(self, caller: Caller, detail: str, *, repository: str = "") -> Event:
+        """The entry of the audit log for a change that a caller makes."""
+        return Event(self.clock.now(), caller.name, CHANGE, repository, address=caller.address, detail=detail)
 
     async def handle(self, request: Request) -> Response:
         """Answer one request."""

@@ -193,7 +193,7 @@ class Containers:
 
     async def _stop(self, request: Request) -> Response:
         container = await self._find(request)
-        if container.state not in (State.RUNNING, State.PAUSED):
+        if container.state not in (State.RUNNING, State.PAUSED) and not container.restarting:
             return Response(304)
         with suppress(Conflict):
             await self._engine.stop(container.id, grace_s=_grace(request))
@@ -229,7 +229,8 @@ class Containers:
 
         async def pieces() -> AsyncIterator[bytes]:
             code = container.exit.code if container.exit else 0
-            if condition != "not-running" or container.state in (State.RUNNING, State.PAUSED):
+            runs = container.state in (State.RUNNING, State.PAUSED) or container.restarting
+            if condition != "not-running" or runs:
                 last = "destroy" if condition == "removed" else "die"
                 async for event in happened:
                     if event.id != container.id:
@@ -323,6 +324,8 @@ class Containers:
     async def _exec_create(self, request: Request) -> Response:
         container = await self._find(request)
         spec = requests.exec_spec(await json_body(request))
+        if container.state is State.PAUSED:
+            raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
         if container.state is not State.RUNNING:
             raise Conflict(f"container {container.id} is not running")
         made = Exec(container.id, spec)

@@ -10,6 +10,7 @@ import msgspec
 from wherry import __version__
 from wherry.clock import Clock, rfc3339_nano
 from wherry.doors.docker import answers, filters
+from wherry.doors.docker.archive import Archive
 from wherry.doors.docker.changes import Changes
 from wherry.doors.docker.containers import Containers
 from wherry.doors.docker.engine import DockerEngine
@@ -58,6 +59,7 @@ class DockerDoor:
             *Images(engine, build).routes(),
             *Volumes(engine).routes(),
             *Changes(engine).routes(),
+            *Archive(engine).routes(),
         )
         self._router = Router(routes)
 

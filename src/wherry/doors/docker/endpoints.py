@@ -71,7 +71,7 @@ def read_networks(config: Mapping[str, Any], mode: str) -> tuple[str, Sequence[J
     own: dict[str, Join] = {}
     for name, endpoint in endpoints.items():
         join = read_join(name, endpoint)
-        if name in (*_DEFAULT, "host", "none"):
+        if name in (*_DEFAULT, "host", "none") or name.startswith("container:"):
             if join.aliases:
                 raise BadRequest("network-scoped alias is supported only for containers in user defined networks")
             if join.address:

@@ -1,8 +1,9 @@
 """What this door needs of an engine beyond the protocol that all its callers share."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
 
+from wherry.engine.archive import PathStat
 from wherry.engine.diffs import Change
 from wherry.engine.networks import Networks
 from wherry.engine.types import Engine, Image, Join, Limits
@@ -53,6 +54,38 @@ class DockerEngine(Engine, Protocol):
 
     async def diff(self, ref: str) -> Sequence[Change]:
         """List what a container has changed against its image."""
+        ...
+
+    async def look(self, ref: str, path: str) -> PathStat:
+        """Look at a path in a container, running or not. Raises NotFound."""
+        ...
+
+    def read_files(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        """Yield a tar of what is at a path in a container."""
+        ...
+
+    async def write_files(
+        self, ref: str, path: str, body: AsyncIterator[bytes], *, own: bool = False, keep_kinds: bool = False
+    ) -> None:
+        """Unpack a tar into a directory of a container; `own`: it all belongs to the container's user. Raises NotFound,
+        Invalid, Damaged, Broken. With `keep_kinds` no directory becomes a file or the other way round.
+        """
+        ...
+
+    def export(self, ref: str) -> AsyncIterator[bytes]:
+        """Yield a tar of a container's whole root, without what is mounted in it."""
+        ...
+
+    async def commit(
+        self, ref: str, names: Sequence[str], config: Mapping[str, Any], *, author: str, message: str, pause: bool
+    ) -> Image:
+        """Make an image of a container as it is now, with the settings `config`."""
+        ...
+
+    async def import_image(
+        self, body: AsyncIterator[bytes], names: Sequence[str], config: Mapping[str, Any], *, message: str, platform: str
+    ) -> Image:
+        """Make an image of one layer out of a tar of a file system. Raises Damaged, Invalid."""
         ...
 
     async def resize(self, ref: str, rows: int, columns: int) -> None:

@@ -13,6 +13,7 @@ from wherry.content.names import parse_name
 from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import flag
 from wherry.doors.docker.engine import DockerEngine
+from wherry.doors.docker.instructions import changed
 from wherry.engine.types import Image
 from wherry.errors import BadRequest, NotFound, Unsupported, WherryError
 from wherry.wire.http import Request, Response
@@ -126,8 +127,8 @@ class Images:
 
     async def _create(self, request: Request) -> Response:
         name, tag = request.first("fromImage") or "", request.first("tag") or ""
-        if request.first("fromSrc"):
-            raise Unsupported("fromSrc: importing a file system as an image is not supported by wherry yet")
+        if source := request.first("fromSrc"):
+            return await self._import(request, source)
         if not name:
             raise BadRequest("fromImage: no image is named")
         reference = name if not tag else f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}"
@@ -141,6 +142,21 @@ class Images:
             image = await self._engine.pull(reference, auth=auth, progress=lambda event: say(_progress(event)))
             say({"status": f"Digest: {image.digest}"})
             say({"status": f"Status: Image is up to date for {reference}"})
+
+        return _streamed(work)
+
+    async def _import(self, request: Request, source: str) -> Response:
+        if source != "-":
+            raise Unsupported("fromSrc: only a tar in the request (-) is supported by wherry, not an address")
+        names = new_names(request)
+        config = changed({}, request.all("changes"))
+
+        async def work(say: Callable[[Any], None]) -> None:
+            image = await self._engine.import_image(
+                request.stream(), names, config, message=request.first("message") or "",
+                platform=request.first("platform") or "",
+            )  # fmt: skip
+            say({"status": image.id})
 
         return _streamed(work)
 
@@ -195,6 +211,14 @@ class Images:
                 say({"stream": f"Successfully tagged {tag if ':' in tag.rpartition('/')[2] else tag + ':latest'}\n"})
 
         return _streamed(work)
+
+
+def new_names(request: Request) -> list[str]:
+    """The name that `repo` and `tag` give a new image; none without `repo`."""
+    repository, tag = request.first("repo") or "", request.first("tag") or ""
+    if tag or ":" not in repository.rpartition("/")[2]:
+        repository = f"{repository}:{tag or 'latest'}" if repository else ""
+    return [repository] if repository else []
 
 
 def _strings(text: str | None, name: str) -> dict[str, str]:

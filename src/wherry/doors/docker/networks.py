@@ -93,7 +93,7 @@ class Networks:
         for each in self._engine.networks.all():
             spared = any(filters.has_labels(each.spec.labels, [label]) for label in wanted.get("label!", ()))
             fits = filters.has_labels(each.spec.labels, wanted.get("label", ()))
-            if each.predefined or each.endpoints or spared or not fits or (until and each.created > until):
+            if self._engine.networks.in_use(each) or spared or not fits or (until and each.created > until):
                 continue
             await self._engine.networks.remove(each.id)
             gone.append(each.spec.name)
