@@ -1,6 +1,7 @@
 """An instance's places and its plan on disk."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,21 @@ def test_roles_get_settings_and_nothing_else(monkeypatch: pytest.MonkeyPatch) ->
     assert found["EXTRA"] == "1"
     assert "AWS_SECRET_ACCESS_KEY" not in found
     assert "PYTHONPATH" not in found
+
+
+def test_a_port_that_another_program_has_taken_is_named_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    words = [sys.executable, "-m", "wherry.cli.main"]
+    up = [*words, "up", "--detach", "--nodes", "0", "--simulated", "1", "--durability", "test", "--root", str(root)]
+    down = [*words, "down", "--root", str(root)]
+    subprocess.run(up, check=True, capture_output=True, timeout=60)
+    subprocess.run(down, check=True, capture_output=True, timeout=60)
+    port = Instance.at(root).load().api_port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        refused = subprocess.run(up, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert f"port {port}" in refused.stderr
+    assert "ss -ltnp" in refused.stderr
+    subprocess.run([*down, "--purge"], check=True, capture_output=True, timeout=60)

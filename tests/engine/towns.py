@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Town:
         self.pods = LocalPodNetwork(self.instance, 0, RANGES, str(base / "pods"), self.nft, self.guard)
 
     @asynccontextmanager
-    async def engine(self) -> AsyncIterator[LocalEngine]:
+    async def engine(self) -> AsyncGenerator[LocalEngine]:
         """Open an engine; it leaves its containers running."""
         bridges = Bridges(self.instance, self.nft, self.guard, subnets=self.claims)
         networking = Networking(self.instance, bridges, Ports(self.instance, self.nft, self.guard), RANGES.node)

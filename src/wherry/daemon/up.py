@@ -127,6 +127,7 @@ def _decide(instance: Instance, options: Options) -> Plan:
         )
     else:
         networks.claim_again(instance, plan)
+        _check_ports(plan)
     kept = {node.name: node for node in plan.nodes}
     names = [f"node-{number}" for number in range(1, options.nodes + 1)]
     simulated = [f"sim-{number}" for number in range(1, options.simulated + 1)]
@@ -165,6 +166,20 @@ def _ports(instance: Instance, options: Options) -> tuple[int, int]:
         return first, second
     apart = 0 if str(instance.root) == DEFAULT_ROOT else 100 + int(instance.id, 16) % 1000
     return _free_port(API_PORT + apart, ()), _free_port(REGISTRY_PORT + apart, ())
+
+
+def _check_ports(plan: Plan) -> None:
+    """Raise Conflict when another program has taken a port that this instance was given: its address may not change."""
+    for what, port in (("API", plan.api_port), ("registry", plan.registry_port)):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise Conflict(
+                    f"port {port}, the {what}'s of this instance, is taken by another program ({error.strerror}): end that "
+                    "(ss -ltnp shows it), or give this instance up with `wherry down --purge`"
+                ) from None
 
 
 def _free_port(first: int, taken: Sequence[int]) -> int:
