@@ -109,6 +109,7 @@ class FakeEngine:
             raise Broken("exec: /absent: no such file")
         self.ran.append(spec)
         self.saw.append({mount.target: _bytes(mount) for mount in spec.mounts if mount.kind == "bind"})
+        self.saw[-1] |= {f"${name}": Path(path).read_bytes() for name, path in spec.env_files.items()}
 
     async def wait(self, ref: str) -> Exit:
         self.now += 1
@@ -140,8 +141,9 @@ class FakeEngine:
                 self.clock.now() if self.says_time else 0,
             ]
         )
+        word = (spec.entrypoint or [""])[-1].split()[-1]
         with tarfile.open(fileobj=out, mode="w") as archive:
-            info = tarfile.TarInfo(f"ran-{self.ran.index(spec) + 1}")
+            info = tarfile.TarInfo(f"ran-{self.ran.index(spec) + 1 if self.says_time else word}")
             info.size = len(said)
             info.mtime = int(self.clock.now())
             archive.addfile(info, io.BytesIO(said))

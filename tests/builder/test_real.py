@@ -156,7 +156,7 @@ async def test_mounts_heredocs_and_secrets(yard: tuple[Builder, LocalEngine, Pat
     assert len(kept) > 20
     assert [path for path in kept if SECRET in bytes_of(path)] == []
     again = await builder.build(context, wanted=wanted)
-    assert again.names == ["docker.io/library/web:1"]
+    assert list(again.names) == ["docker.io/library/web:1"]
 
 
 def bytes_of(path: Path) -> bytes:

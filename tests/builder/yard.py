@@ -1,11 +1,12 @@
 """A builder with its engine, store and a context to fill."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any, cast
 
 from tests.builder.fakes import FakeEngine
 
-from wherry.builder.cache import BUDGET_BYTES
+from wherry.builder.cache import BUDGET_BYTES, Built
 from wherry.builder.progress import BuildEvent
 from wherry.builder.running import BuildEngine
 from wherry.builder.service import Builder, Wanted
@@ -20,13 +21,13 @@ from wherry.engine.types import Image
 class Yard:
     """A builder on an engine that runs no containers."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, exist_ok: bool = False) -> None:
         self.root = root
         self.clock = VirtualClock()
         self.content = LocalContent.open(root / "content", clock=self.clock)
         self.engine = FakeEngine(self.content, self.clock)
         self.context = root / "context"
-        self.context.mkdir()
+        self.context.mkdir(exist_ok=exist_ok)
         self.events: list[BuildEvent] = []
         self.builder = self.open()
 
@@ -52,6 +53,12 @@ class Yard:
         self.file("Dockerfile", dockerfile)
         words: dict[str, Any] = {"tags": ["web:1"], **wanted}
         return await self.builder.build(self.context, wanted=Wanted(**words), progress=self.events.append)
+
+    async def rows_of_cache(self) -> list[Built]:
+        """What the cache believes."""
+        with sqlite3.connect(self.root / "builder/cache.db") as db:
+            rows = db.execute("SELECT digest, diff_id, size, created FROM layers").fetchall()
+        return [Built(*row) for row in rows]
 
     @property
     def cached(self) -> list[str]:

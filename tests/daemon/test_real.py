@@ -166,3 +166,26 @@ def test_the_server_of_an_installation_has_a_user_of_its_own(
     os.kill(pids["server"], signal.SIGKILL)
     wherry.until(lambda: wherry.status()["is_ready"], "ready again")
     assert all_ready(wherry)
+
+
+@pytest.mark.root
+def test_an_instance_that_is_down_keeps_its_ranges_until_it_is_purged(tmp_path: Path) -> None:
+    from wherry.daemon.instance import Instance
+    from wherry.network.claims import Claims
+
+    def wherry(*words: str) -> None:
+        argv = [sys.executable, "-m", "wherry.cli.main", *words, "--root", str(tmp_path / "w")]
+        subprocess.run(argv, check=True, capture_output=True, timeout=90)
+
+    def claims() -> list[str]:
+        return [each.pods for each in Claims().all() if each.instance == Instance.at(tmp_path / "w").id]
+
+    wherry("up", "--detach", "--nodes", "1", "--durability", "test")
+    before = claims()
+    assert len(before) == 1
+    wherry("down")
+    assert claims() == before
+    wherry("up", "--detach", "--durability", "test")
+    assert claims() == before
+    wherry("down", "--purge")
+    assert claims() == []

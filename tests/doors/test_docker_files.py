@@ -92,7 +92,7 @@ def test_export_and_import(newest: Docker, tmp_path: Path) -> None:
     )
     assert newest("run", "--rm", "taken:1").out == "a\n"
     assert "taken" in newest("history", "taken:1").out
-    assert "not supported" in newest("import", "http://127.0.0.1:1/x.tar", code=1).err
+    assert "only a tar" in newest("import", "http://127.0.0.1:1/x.tar", code=1).err
     newest("rm", "-v", "web")
     newest("rmi", "taken:1")
 

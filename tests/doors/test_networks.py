@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 from urllib.error import URLError
 
+import docker as docker_py
 import pytest
 
 from tests.doors.conftest import Docker
@@ -79,6 +80,12 @@ def test_any_free_port_ranges_and_one_address(docker: Docker, clean: None) -> No
     assert "/udp" in docker("ps", "--format", "{{.Ports}}").out
     docker("run", "-d", "--name", "b", "--expose", "80", "-P", "web:1", *SERVE)
     assert len(page(int(docker("port", "b", "80").out.split()[0].rpartition(":")[2]))) == 12
+    names = ("ps", "--format", "{{.Names}}", "--filter")
+    assert docker(*names, f"publish={port}").out == "a\n"
+    assert docker(*names, "publish=1-2").out == ""
+    assert set(docker(*names, "expose=80").out.split()) == {"a", "b"}
+    assert docker(*names, "expose=53/udp").out == "a\n"
+    assert set(docker(*names, "network=bridge").out.split()) == {"a", "b"}
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -197,3 +204,51 @@ def test_names_of_networks_are_taken_once(docker: Docker, clean: None) -> None:
     assert "network with name one already exists" in docker("network", "create", "one", code=1).err
     assert set(docker("network", "ls", "--format", "{{.Name}}").out.split()) == {"bridge", "host", "none", "one"}
     docker("network", "rm", "one")
+
+
+@pytest.fixture
+def client(docker: Docker) -> Iterator[docker_py.DockerClient]:
+    """docker-py at the same socket."""
+    made = docker_py.DockerClient(base_url=docker.environment["DOCKER_HOST"], version="auto")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("docker", [pytest.param("/usr/local/bin/docker", id="docker-py")], indirect=True)
+def test_docker_py_speaks_of_networks_and_ports(client: docker_py.DockerClient, docker: Docker, clean: None) -> None:
+    pool = docker_py.types.IPAMPool(subnet="172.30.80.0/24", gateway="172.30.80.1", iprange="172.30.80.128/25")
+    made = client.networks.create("py", ipam=docker_py.types.IPAMConfig(pool_configs=[pool]), labels={"a": "b"})
+    assert [each.name for each in client.networks.list(filters={"label": "a=b"})] == ["py"]
+    assert [each.name for each in client.networks.list(names=["py"])] == ["py"]
+    made.reload()
+    assert made.attrs["IPAM"]["Config"][0]["IPRange"] == "172.30.80.128/25"
+    assert made.attrs["Containers"] == {}
+    sleeper = client.containers.create(
+        "web:1", ["sleep", "1000"], ports={"80/tcp": None, "81/tcp": [None, ("127.0.0.1", 0)]}
+    )
+    made.connect(sleeper, aliases=["z"], ipv4_address="172.30.80.200")
+    sleeper.start()
+    made.reload()
+    assert [each.id for each in made.containers] == [sleeper.id]
+    sleeper.reload()
+    place = sleeper.attrs["NetworkSettings"]["Networks"]["py"]
+    assert place["IPAddress"] == "172.30.80.200"
+    assert place["IPAMConfig"] == {"IPv4Address": "172.30.80.200"}
+    assert "z" in place["Aliases"]
+    ports = sleeper.attrs["NetworkSettings"]["Ports"]
+    assert set(ports) == {"80/tcp", "81/tcp"}
+    assert {each["HostIp"] for each in ports["81/tcp"]} == {"0.0.0.0", "::", "127.0.0.1"}
+    made.disconnect(sleeper)
+    made.reload()
+    assert made.containers == []
+    settings = {"by-config": client.api.create_endpoint_config(aliases=["x"])}
+    client.networks.create("by-config")
+    config = client.api.create_networking_config(settings)
+    id = client.api.create_container("web:1", ["sleep", "1000"], networking_config=config)["Id"]
+    client.api.start(id)
+    assert set(client.api.inspect_container(id)["NetworkSettings"]["Networks"]) == {"by-config"}
+    sleeper.remove(force=True)
+    client.api.remove_container(id, force=True)
+    assert sorted(client.networks.prune()["NetworksDeleted"]) == ["by-config", "py"]
+    with pytest.raises(docker_py.errors.NotFound):
+        client.networks.get("py")

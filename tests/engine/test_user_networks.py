@@ -8,10 +8,12 @@ from tests.engine.boxes import spec, text_of
 from tests.engine.towns import Town, host, town
 
 from wherry.engine.local import LocalEngine
+from wherry.engine.networks import Networks
 from wherry.engine.types import Container, Join, NetworkSpec, SandboxSpec
 from wherry.errors import AlreadyExists, Forbidden, Invalid, NotFound
 from wherry.host import namespaces
 from wherry.network import dns_wire
+from wherry.network.bridges import Bridges
 
 pytestmark = pytest.mark.root
 __all__ = ["host", "town"]
@@ -83,6 +85,35 @@ async def test_the_next_engine_finds_networks_and_places(town: Town) -> None:
         await engine.start(b.id)
         c = await start(engine, "c", Join("second"))
         assert await resolve(engine, c, "b") == [engine.networks.endpoints_of(b.sandbox)[1].address]
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nobody handles it."""
+
+
+async def test_what_a_kill_left_half_made_is_seen_by_nobody(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with town.engine() as engine:
+        await engine.networks.create(NetworkSpec("whole", internal=True))
+        a = await start(engine, "a", Join("whole"))
+        await engine.networks.create(NetworkSpec("later", internal=True))
+        with monkeypatch.context() as patch:
+            for name in ("add", "attach"):
+                patch.setattr(Bridges, name, _die)
+            patch.setattr(Networks, "_unmake", _die)  # nor is there anybody to clean up
+            patch.setattr(Networks, "_drop_endpoint", _die)
+            with pytest.raises(Killed):
+                await engine.networks.create(NetworkSpec("half", "172.30.11.0/24"))
+            with pytest.raises(Killed):
+                await engine.connect(a.id, Join("later"))
+    async with town.engine() as engine:
+        assert {each.spec.name for each in engine.networks.all()} == {"bridge", "host", "none", "whole", "later"}
+        assert [each.name for each in engine.networks.endpoints_of(a.sandbox)] == ["whole"]
+        await engine.networks.create(NetworkSpec("half", "172.30.11.0/24"))
+        await engine.connect(a.id, Join("later"))
+
+
+def _die(*_: object, **__: object) -> None:
+    raise Killed
 
 
 async def test_addresses_are_chosen_given_and_given_back(town: Town) -> None:

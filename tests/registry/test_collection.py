@@ -335,7 +335,8 @@ async def test_a_preview_equals_the_run(served: Served) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"lifecycle": [{"name": "x"}]}', '{"visibility": "x"}', '{"imutable": {}}', "[", '{"lifecycle": [{"name": "x", "tags": {"match": ["*"]}}]}',
+    ['{"lifecycle": [{"name": "x"}]}', '{"visibility": "x"}', '{"imutable": {}}', "[",
+     '{"lifecycle": [{"name": "x", "tags": {"match": ["*"]}}]}',
      '{"lifecycle": [{"name": "x", "untagged": true, "newest": -1}]}'],
 )  # fmt: skip
 def test_wrong_settings_are_refused(text: str) -> None:

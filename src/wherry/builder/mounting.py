@@ -24,10 +24,10 @@ Sources = Mapping[RunMount, Sequence[Source]]
 
 @dataclass(slots=True)
 class Prepared:
-    """What the container gets: mounts, and variables that hold secrets."""
+    """What the container gets: mounts, and variables whose values are in files, since no record may have them."""
 
     mounts: list[Mount] = field(default_factory=list[Mount])
-    env: list[str] = field(default_factory=list[str])
+    env_files: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Mounts:
@@ -132,19 +132,19 @@ class Mounts:
                     f"RUN --mount: the secret {mount.id!r} is required, and was not given (--secret id=...)"
                 )
             return
+        where = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else scratch
+        folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=where))
+        stack.callback(shutil.rmtree, folder, True)
+        place = folder / "value"
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(value)
+        place.chmod(mount.mode)
+        if os.geteuid() == 0:
+            os.chown(place, mount.uid, mount.gid)
         if mount.env:
-            made.env.append(f"{mount.env}={value.decode(errors='surrogateescape')}")
+            made.env_files[mount.env] = str(place)
         if mount.target:
-            where = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else scratch
-            folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=where))
-            stack.callback(shutil.rmtree, folder, True)
-            place = folder / "value"
-            fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(value)
-            place.chmod(mount.mode)
-            if os.geteuid() == 0:
-                os.chown(place, mount.uid, mount.gid)
             made.mounts.append(Mount(mount.target, str(place), read_only=True))
 
 

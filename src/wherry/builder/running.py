@@ -87,7 +87,8 @@ class Runner:
             id=id,
             image=image,
             entrypoint=list(operation.argv),
-            env=[*operation.proxies, *prepared.env],
+            env=list(operation.proxies),
+            env_files=prepared.env_files,
             mounts=prepared.mounts,
             sandbox_spec=SandboxSpec(
                 id=secrets.token_hex(32), hostname="build", network=operation.network or self.network

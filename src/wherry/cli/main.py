@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "push": ("wherry.cli.images", "send an image to a registry"),
     "tag": ("wherry.cli.images", "give an image one more name"),
     "rmi": ("wherry.cli.images", "remove images"),
+    "registry": ("wherry.cli.registry", "run a registry alone; its people, policies, rules, collection, audit log"),
 }
 
 

@@ -29,7 +29,7 @@ def down(instance: Instance, *, purge: bool, say: Say) -> list[str]:
     try:
         end(instance)
         if purge:
-            shutil.rmtree(instance.root, ignore_errors=True)
+            purge_state(instance)
         left = leftovers(instance)
         if purge and instance.root.exists():
             left.append(f"directory {instance.root}")
@@ -38,6 +38,12 @@ def down(instance: Instance, *, purge: bool, say: Say) -> list[str]:
         return left
     finally:
         os.close(lock)
+
+
+def purge_state(instance: Instance) -> None:
+    """Remove the state of an instance that is down, and give its ranges back."""
+    shutil.rmtree(instance.root, ignore_errors=True)
+    networks.give_up(instance)
 
 
 def end(instance: Instance) -> None:
@@ -118,4 +124,4 @@ if __name__ == "__main__":
     swept = Instance.at(*[word for word in sys.argv[1:] if word != "--purge"])
     sweep(swept)
     if "--purge" in sys.argv:
-        shutil.rmtree(swept.root, ignore_errors=True)
+        purge_state(swept)

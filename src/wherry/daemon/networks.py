@@ -157,7 +157,10 @@ async def cut(instance: Instance, node: NodePlan) -> None:
 
 
 async def remove_all(instance: Instance, plan: Plan | None) -> None:
-    """Take links, tables, rules and namespaces away, put settings back, give the claims up."""
+    """Take links, tables, rules and namespaces away, and put settings back.
+
+    The ranges stay claimed as long as the state is there: the cluster's addresses are written in it. `give_up` ends that.
+    """
     if not is_root():
         return
     from wherry.host.nftables import Nft
@@ -172,7 +175,20 @@ async def remove_all(instance: Instance, plan: Plan | None) -> None:
                         await remove_node(instance, plan, node)
         await machines.sweep(instance.id, nft)
     with suppress(WherryError):
+        held = next((each for each in Claims().all() if each.instance == instance.id), None)
         pods.restore(Claims().release(instance.id))
+        if held is not None and instance.plan_path.exists():
+            Claims().claim(
+                instance.id, str(instance.root), pods=held.pods, services=held.services, links=held.links
+            )  # fmt: skip
+
+
+def give_up(instance: Instance) -> None:
+    """Give the ranges and ports of an instance back, whose state is gone."""
+    if is_root():
+        from wherry.network.claims import Claims
+
+        Claims().release(instance.id)
 
 
 # cgroups and mounts ---------------------------------------------------------------------------------------------------
@@ -271,7 +287,8 @@ def _kernel_leftovers(instance: Instance) -> list[str]:
         place = f"{root}/wherry/{instance.id}"
         if os.path.isdir(place):
             found.append(f"cgroup {place}")
-    found += [f"claim of {each.pods}" for each in Claims().all() if each.instance == instance.id]
+    if not instance.plan_path.exists():
+        found += [f"claim of {each.pods}" for each in Claims().all() if each.instance == instance.id]
     return found
 
 

@@ -50,7 +50,10 @@ def look(root: int, path: str) -> PathStat:
 
 
 def read(root: int, path: str) -> Generator[bytes]:
-    """Yield a tar of what is at a path, under its last part as a name. A file that grows or shrinks meanwhile is cut, or filled with zeros."""
+    """Yield a tar of what is at a path, under its last part as a name.
+
+    A file that grows or shrinks meanwhile is cut, or filled with zeros.
+    """
     base = "." if path.endswith("/.") else posixpath.basename(posixpath.normpath("/" + path)) or "/"
     parent, name = _open_parent(root, _absolute(path))
     try:

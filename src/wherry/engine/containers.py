@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -78,6 +78,7 @@ class Containers:
         self.lives = lives
         self._trash = trash
         self._volumes = volumes
+        self.on_started: Callable[[Life], None] = _ignore
 
     # walks ------------------------------------------------------------------------------------------------------------
     async def create(self, spec: ContainerSpec) -> Container:
@@ -415,6 +416,7 @@ class Containers:
             self._settings.arrow("started")
             if not run.ended.is_set():
                 self.put(life, replace(life.record, stage=Stage.STARTED))
+                self.on_started(life)
             self.tell(life, "start")
         except WherryError as error:
             code = error.code if isinstance(error, CommandFailed) else CREATE_FAILED
@@ -548,6 +550,10 @@ class Containers:
             record.id,
             {**record.spec.labels, "name": record.name, "image": record.spec.image, **attributes},
         )
+
+
+def _ignore(life: Life) -> None:
+    """Nobody watches what has been started."""
 
 
 def _holder(id: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wherry.engine.records import ContainerRecord, Stage
-from wherry.engine.types import Container, Exit, State
+from wherry.engine.types import Container, Exit, HealthState, State
 from wherry.errors import Invalid, NotFound
 from wherry.host.processes import Identity
 from wherry.host.spawn import Child
@@ -35,6 +35,7 @@ class Life:
     restart: "asyncio.Task[None] | None" = None
     removal: "asyncio.Task[None] | None" = None
     delay_s: float = 0.0
+    health: HealthState | None = None
 
     @property
     def is_running(self) -> bool:
@@ -156,4 +157,5 @@ def view(life: Life, address: str, volumes: Mapping[str, str]) -> Container:
         argv=record.argv,
         volumes=volumes,
         restarting=life.restart is not None and not running,
+        health=life.health,
     )

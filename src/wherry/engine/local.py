@@ -24,6 +24,7 @@ from wherry.engine.changes import Changes
 from wherry.engine.containers import Containers
 from wherry.engine.diffs import Change
 from wherry.engine.events import Events
+from wherry.engine.health import HealthChecks
 from wherry.engine.images import LEASE_S, Images
 from wherry.engine.insides import Insides
 from wherry.engine.lives import Life, Lives, running_names
@@ -56,6 +57,7 @@ from wherry.engine.volumes import Volumes
 from wherry.errors import Broken, Conflict, Unavailable, Unsupported
 from wherry.host import cgroups, mounts, spawn
 from wherry.host.engine_calls import Inotify
+from wherry.host.engine_usage import Detail, system_cpu_ns, traffic
 from wherry.network.types import PodNetwork
 
 log = logging.getLogger(__name__)
@@ -137,13 +139,14 @@ class LocalEngine:
                 self._trash,
                 self.volumes,
             )
+            self._containers.on_started = HealthChecks(paths, self._runtime, self._containers, tasks).begin
             self._changes = Changes(paths, self._containers, runs, self._snapshots)
             self._insides = Insides(
                 paths, self._containers, runs, self._snapshots, self._images, self.volumes, self._content
             )
             await self._snapshots.open()
             self._sandboxes.open()
-            await self.networks.open(self._sandboxes.ids())
+            await self.networks.open(self._sandboxes.states())
             self.volumes.open()
             runs.open()
             self._inotify.watch(str(paths.exits), self._on_exit_file)
@@ -439,9 +442,24 @@ class LocalEngine:
         """Have what was removed leave the disk now."""
         await self._trash.empty()
 
-    def events(self) -> AsyncIterator[EngineEvent]:
-        """See Engine."""
-        return self._events.read()
+    async def usage(self, ref: str) -> tuple[Detail, Mapping[str, Sequence[int]], int]:
+        """Read all counters of a running container, its traffic, and the machine's CPU time. Raises Conflict, NotFound."""
+        life, run, sandbox = self._containers.running(ref)
+        used = await asyncio.to_thread(self._runs.detail, life.record, sandbox)
+        own_network = sandbox.spec.network != "host"
+        return used, traffic(run.process.pid) if own_network else {}, system_cpu_ns()
+
+    async def written(self, ref: str) -> int:
+        """Count the bytes on disk that a container has written to its own layer."""
+        return await self.size_of(str(self._paths.container(self._find(ref).record.id) / "upper"))
+
+    async def layers_size(self) -> int:
+        """Count the bytes on disk of all unpacked layers."""
+        return await self.size_of(str(self._paths.snapshots))
+
+    def events(self, *, since: float = 0.0) -> AsyncIterator[EngineEvent]:
+        """See Engine. With `since`, a time, first what is remembered from then on."""
+        return self._events.read(since)
 
     async def settled(self, *, timeout_s: float = 20.0) -> None:
         """Wait until what goes on behind (clearing, deleting) is done."""

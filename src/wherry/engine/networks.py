@@ -53,11 +53,18 @@ class Networks:
         self._servers = NameServers(self._zone_of)
         self._taken_up = False
 
-    async def open(self, sandboxes: Sequence[str]) -> None:
-        """Take up the networks of before, with the endpoints of `sandboxes`."""
-        known = set(sandboxes)
+    async def open(self, sandboxes: Mapping[str, bool]) -> None:
+        """Take up the networks of before, with the endpoints of `sandboxes` (true: what it has must be there)."""
+        there = self._networking.bridges.links() if self._networking is not None else ()
         for row in self._records.networks():
-            kept = {id: each for id, each in row.endpoints.items() if id in known}
+            if not row.ready:  # nobody was told of it: its bridge, if there is one, goes as a stray
+                await self._forget(row)
+                continue
+            kept = {
+                id: each
+                for id, each in row.endpoints.items()
+                if id in sandboxes and (each.link in there or not sandboxes[id])
+            }
             self._put(replace(row, endpoints=kept))
         if self._networking is None:
             return
@@ -134,6 +141,8 @@ class Networks:
         except BaseException:
             await self._unmake(row)
             raise
+        row = replace(self._rows[row.id], ready=True)
+        self._put(row)
         self._events.tell("network", "create", row.id, {"name": spec.name, "type": row.driver})
         return row
 
@@ -330,7 +339,11 @@ class Networks:
                 log.warning("network %s: %s", row.spec.name, error.message)
         self._rows.pop(row.id, None)
         await networking.bridges.remove(row.id)
-        await networking.bridges.give_back(row.spec.subnet)
+        await self._forget(row)
+
+    async def _forget(self, row: Network) -> None:
+        if self._networking is not None:
+            await self._networking.bridges.give_back(row.spec.subnet)
         self._records.drop_network(row.id)
 
     def _tell_left(self, row: Network, sandbox: str) -> None:

@@ -95,6 +95,8 @@ class Recovery:
         self._write(life, replace(record, stage=stage))
         self._containers.watch(life, Run(record.monitor, record.process, fd))
         self._containers.note_exit(record.id)
+        if stage is Stage.STARTED and life.is_running:
+            self._containers.on_started(life)
 
     def _restart_if_due(self, life: Life) -> None:
         record = life.record

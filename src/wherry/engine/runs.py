@@ -5,9 +5,9 @@ Nothing here knows of stages or policies (containers.py does); everything that u
 
 import asyncio
 import base64
+import logging
 import os
 import shutil
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from wherry.clock import machine
-from wherry.engine import capabilities, monitor, seccomp, users
+from wherry.engine import capabilities, devices, monitor, seccomp, ulimits, users
 from wherry.engine import spec as specs
 from wherry.engine.paths import Paths
 from wherry.engine.records import ContainerRecord, SandboxRecord
@@ -27,10 +27,12 @@ from wherry.engine.settings import EngineSettings
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.types import Exit, Limits, Mount
 from wherry.engine.volumes import Volumes
-from wherry.errors import Broken, Invalid
-from wherry.host import cgroups, engine_calls, engine_filters, mounts, processes
+from wherry.errors import Broken, Invalid, NotFound
+from wherry.host import cgroups, engine_calls, engine_filters, engine_usage, mounts, processes
 from wherry.host.processes import Identity
 from wherry.host.spawn import Child
+
+log = logging.getLogger(__name__)
 
 MONITOR_END_S = 5.0
 LOST_CODE = 255
@@ -105,6 +107,8 @@ class Runs:
                 os.close(root)
         sources = self._stage(record, bundle)
         document, made_points = self._document(record, sandbox, image, sources)
+        for name, path in record.spec.env_files.items():
+            document["process"]["env"].append(f"{name}={Path(path).read_text(errors='surrogateescape')}")
         (bundle / "config.json").write_bytes(msgspec.json.encode(document))
         argv = self._monitor_argv(record, bundle)
         waiting = await monitor.spawn(self.runtime, argv, bundle, lambda pid: self._groups.enter("conmon", pid))
@@ -195,6 +199,10 @@ class Runs:
     def usage(self, record: ContainerRecord, sandbox: SandboxRecord) -> cgroups.Usage:
         """Read what it uses."""
         return self._groups.usage(self.group(record, sandbox))
+
+    def detail(self, record: ContainerRecord, sandbox: SandboxRecord) -> engine_usage.Detail:
+        """Read all its counters. Blocks for a few file reads."""
+        return engine_usage.detail(self._groups, self.group(record, sandbox))
 
     def process_document(self, id: str) -> Mapping[str, Any]:
         """Read `process` of the running container's runtime-spec."""
@@ -328,9 +336,18 @@ class Runs:
             capabilities=held,
             seccomp=rules,
             seccomp_filter=filter_text,
-            devices=host_devices() if spec.privileged else (),
+            devices=devices.host_devices() if spec.privileged else devices.chosen_devices(spec.devices),
+            device_rules=devices.device_rules(spec.device_rules),
+            rlimits=self._rlimits(record),
+            init=find_init() if spec.init else "",
         )
         return specs.make(spec, image, place), points
+
+    def _rlimits(self, record: ContainerRecord) -> Sequence[Mapping[str, Any]]:
+        made, warnings = ulimits.plan(record.spec.ulimits, self._available)
+        for warning in warnings:
+            log.warning("container %s: %s", record.name, warning)
+        return made
 
     def _seccomp(self, record: ContainerRecord, held: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
         """Return the rules and, for crun, the compiled filter; both are made once for each set of capabilities."""
@@ -351,6 +368,14 @@ class Runs:
         return found
 
 
+def find_init() -> str:
+    """Find the program that `init` makes the first process. Raises NotFound, naming the package."""
+    path = shutil.which("catatonit", path=os.environ.get("PATH", "") + os.pathsep + "/usr/libexec/podman:/usr/bin:/bin")
+    if path is None:
+        raise NotFound("catatonit is not on this machine, and --init needs it: install the package catatonit")
+    return os.path.realpath(path)
+
+
 def spread_of(mount: Mount) -> str:
     """Say how mounts spread through a bind: "rprivate", unless it says otherwise."""
     return next((word for word in mount.options if word.lstrip("r") in ("private", "shared", "slave")), "rprivate")
@@ -362,23 +387,3 @@ def _is_there(root: int, path: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def host_devices() -> Sequence[specs.Device]:
-    """List the machine's device nodes, for a privileged container; terminals and shared memory are its own."""
-    found: list[specs.Device] = []
-    for folder, folders, names in os.walk("/dev"):
-        folders[:] = [name for name in folders if name not in ("pts", "shm", "mqueue", "fd", "hugepages")]
-        for name in names:
-            path = f"{folder}/{name}"
-            try:
-                seen = os.lstat(path)
-            except FileNotFoundError:
-                continue
-            if path in ("/dev/console", "/dev/ptmx", "/dev/tty"):
-                continue
-            if stat.S_ISCHR(seen.st_mode) or stat.S_ISBLK(seen.st_mode):
-                kind = "c" if stat.S_ISCHR(seen.st_mode) else "b"
-                major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
-                found.append(specs.Device(path, kind, major, minor, stat.S_IMODE(seen.st_mode)))
-    return found

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -91,9 +91,9 @@ class Sandboxes:
         """List them, oldest first."""
         return [_sandbox(record, self._paths) for record in self._rows.values() if not record.removing]
 
-    def ids(self) -> Sequence[str]:
-        """List the ids of all that have a row, also those that are being removed."""
-        return list(self._rows)
+    def states(self) -> Mapping[str, bool]:
+        """Say of each that has a row, also of those that are being removed, whether it is ready."""
+        return {id: record.ready for id, record in self._rows.items()}
 
     async def ensure(self, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox, or what is missing of it; return it at once when it is ready. Raises Invalid, Broken."""
@@ -246,7 +246,7 @@ class Sandboxes:
             shm.mkdir(mode=0o1777, exist_ok=True)
             if not mounts.is_mounted(str(shm)):
                 flags = mounts.NO_SUID | mounts.NO_DEV | mounts.NO_EXEC
-                mounts.tmpfs(str(shm), size_bytes=DEFAULT_SHM_BYTES, mode=0o1777, flags=flags)
+                mounts.tmpfs(str(shm), size_bytes=spec.shm_bytes or DEFAULT_SHM_BYTES, mode=0o1777, flags=flags)
         self._write_files(record, address)
         return address
 

@@ -3,6 +3,7 @@
 Source: OCI runtime-spec 1.0.2; the defaults are Docker's ("docker run" reference; moby's oci/defaults).
 """
 
+import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from wherry.errors import Cause, Invalid
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHM_BYTES = 64 * 1024 * 1024
+INIT = "/dev/docker-init"
+"""Where the first process of a container with `init` lies: in /dev, so nothing is written to its root."""
 
 MASKED_PATHS = (
     "/proc/acpi",
@@ -51,13 +54,16 @@ _TMPFS_OPTIONS = ("noexec", "nosuid", "nodev")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device node of the machine that a privileged container sees."""
+    """A device node of the machine that a container sees as `path`; `rights` are some of r, w, m."""
 
     path: str
     kind: str
     major: int
     minor: int
     mode: int
+    rights: str = "rwm"
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ class Place:
     machine's. `files` are paths on the machine by their target (/etc/hosts ...). `shm` is the sandbox's shared memory, or ""
     for one of its own. `volumes` are paths by volume name; `sources` are other paths to the sources of binds, where those
     cannot be used as they are. `seccomp_filter` is the compiled filter (base64) for a runtime that takes one; then
-    `seccomp` is not written out.
+    `seccomp` is not written out. `init`: the machine's program that is to be the first process, or "".
     """
 
     root: str
@@ -85,6 +91,9 @@ class Place:
     seccomp: Mapping[str, Any] | None = None
     seccomp_filter: str = ""
     devices: Sequence[Device] = ()
+    device_rules: Sequence[Mapping[str, Any]] = ()
+    rlimits: Sequence[Mapping[str, Any]] = ()
+    init: str = ""
 
 
 def command_line(spec: ContainerSpec, image: Mapping[str, Any]) -> list[str]:
@@ -144,17 +153,23 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
     linux: dict[str, Any] = {
         "cgroupsPath": place.cgroup,
         "namespaces": _namespaces(place),
-        "resources": resources(spec.limits) | {"devices": _device_rules(spec.privileged)},
+        "resources": resources(spec.limits) | {"devices": _device_rules(spec.privileged, place)},
     }
     if not spec.privileged:
         linux |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READ_ONLY_PATHS)}
     if place.seccomp is not None and not place.seccomp_filter:
         linux["seccomp"] = place.seccomp
-    if spec.privileged:
+    if place.devices:
         linux["devices"] = [
-            {"path": d.path, "type": d.kind, "major": d.major, "minor": d.minor, "fileMode": d.mode & 0o777}
+            {
+                "path": d.path, "type": d.kind, "major": d.major, "minor": d.minor, "fileMode": d.mode & 0o777,
+                "uid": d.uid, "gid": d.gid,
+            }
             for d in place.devices
-        ]
+        ]  # fmt: skip
+    argv = command_line(spec, image)
+    if place.init:
+        argv = [INIT, "--", *argv]
     spreads = {word.lstrip("r") for mount in spec.mounts for word in mount.options}
     if "shared" in spreads or "slave" in spreads:
         linux["rootfsPropagation"] = "rshared" if "shared" in spreads else "rslave"
@@ -163,12 +178,12 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
         "annotations": {"run.oci.seccomp_bpf_data": place.seccomp_filter} if place.seccomp_filter else {},
         "root": {"path": place.root, "readonly": spec.read_only_root},
         "process": _process(
-            command_line(spec, image),
+            argv,
             environment(spec, image, hostname=place.hostname, home=place.user.home),
             working_directory(spec, image),
             place.user,
             spec,
-            place.capabilities,
+            place,
         ),
         "mounts": mounts,
         "linux": linux,
@@ -214,17 +229,37 @@ def resources(limits: Limits) -> dict[str, Any]:
         cpu["shares"] = max(2, limits.cpu_shares)
     if limits.cpuset_cpus:
         cpu["cpus"] = limits.cpuset_cpus
+    if limits.cpuset_mems:
+        cpu["mems"] = limits.cpuset_mems
     memory: dict[str, Any] = {}
     if limits.memory_bytes is not None:
         memory["limit"] = limits.memory_bytes
         if limits.memory_swap_bytes is not None:
             memory["swap"] = limits.memory_swap_bytes
+    if limits.memory_reservation_bytes is not None:
+        memory["reservation"] = limits.memory_reservation_bytes
     if cpu:
         made["cpu"] = cpu
+    if io := _io(limits):
+        made["blockIO"] = io
     if memory:
         made["memory"] = memory
     if limits.pids:
         made["pids"] = {"limit": limits.pids}
+    return made
+
+
+def _io(limits: Limits) -> dict[str, Any]:
+    made: dict[str, Any] = {} if limits.blkio_weight is None else {"weight": limits.blkio_weight}
+    for kind, rates in limits.io_rates.items():
+        rows: list[dict[str, int]] = []
+        for path, rate in rates:
+            try:
+                device = os.stat(path).st_rdev
+            except OSError as error:
+                raise Invalid(f"limit of device {path}: {error.strerror}") from None
+            rows.append({"major": os.major(device), "minor": os.minor(device), "rate": rate})
+        made[f"throttle{kind}Device"] = rows
     return made
 
 
@@ -238,8 +273,10 @@ def _check(limits: Limits) -> None:
             )
     if not 1000 <= limits.cpu_period_us <= 1_000_000:
         raise Invalid(f"limit cpu_period_us={limits.cpu_period_us}: from 1000 to 1000000 microseconds")
-    if limits.cpuset_cpus and re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", limits.cpuset_cpus) is None:
-        raise Invalid(f"limit cpuset_cpus={limits.cpuset_cpus!r}: write 0-2,4")
+    for name in ("cpuset_cpus", "cpuset_mems"):
+        text = getattr(limits, name)
+        if text and re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text) is None:
+            raise Invalid(f"limit {name}={text!r}: write 0-2,4")
 
 
 def _config(image: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -258,16 +295,21 @@ def _merge(merged: dict[str, str], entries: Sequence[str]) -> None:
 
 
 def _process(
-    argv: Sequence[str], env: Sequence[str], cwd: str, user: Identity, spec: ContainerSpec, capabilities: Sequence[str]
+    argv: Sequence[str], env: Sequence[str], cwd: str, user: Identity, spec: ContainerSpec, place: Place
 ) -> dict[str, Any]:
-    return {
+    further: dict[str, Any] = {}
+    if place.rlimits:
+        further["rlimits"] = [dict(each) for each in place.rlimits]
+    if spec.oom_score_adj:
+        further["oomScoreAdj"] = spec.oom_score_adj
+    return further | {
         "terminal": spec.tty,
         "args": list(argv),
         "env": list(env),
         "cwd": cwd,
         "user": _user(user),
         "noNewPrivileges": spec.no_new_privileges,
-        "capabilities": _capability_sets(capabilities, user.uid),
+        "capabilities": _capability_sets(place.capabilities, user.uid),
     }
 
 
@@ -289,7 +331,7 @@ def _namespaces(place: Place) -> list[dict[str, str]]:
     return made + [{"type": kind} for kind in place.fresh if kind not in place.namespaces]
 
 
-def _device_rules(privileged: bool) -> list[dict[str, Any]]:
+def _device_rules(privileged: bool, place: Place) -> list[dict[str, Any]]:
     if privileged:
         return [{"allow": True, "access": "rwm"}]
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
@@ -300,7 +342,10 @@ def _device_rules(privileged: bool) -> list[dict[str, Any]]:
         if minor is not None:
             rule["minor"] = minor
         rules.append(rule)
-    return rules
+    for device in place.devices:
+        numbers = {"major": device.major, "minor": device.minor}
+        rules.append({"allow": True, "type": device.kind, **numbers, "access": device.rights})
+    return rules + [dict(rule) for rule in place.device_rules]
 
 
 def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
@@ -341,7 +386,10 @@ def _system_mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
 
 
 def _file_mounts(place: Place) -> list[dict[str, Any]]:
-    return [_mount(target, "bind", source, ["bind", "rprivate"]) for target, source in place.files.items()]
+    files = [_mount(target, "bind", source, ["bind", "rprivate"]) for target, source in place.files.items()]
+    if place.init:
+        files.append(_mount(INIT, "bind", place.init, ["bind", "ro", "rprivate"]))
+    return files
 
 
 def _own_mount(spec: ContainerSpec, mount: Mount, place: Place) -> dict[str, Any]:

@@ -19,7 +19,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """cgroup limits; None means unlimited. CPU: `cpu_quota_us` in each `cpu_period_us`; `cpu_shares` is a weight (1024)."""
+    """cgroup limits; None means unlimited. CPU: `cpu_quota_us` in each `cpu_period_us`; `cpu_shares` is a weight (1024).
+
+    `io_rates`: (device path, most per second) by "ReadBps", "WriteBps", "ReadIOPS" or "WriteIOPS".
+    """
 
     cpu_quota_us: int | None = None
     cpu_period_us: int = 100_000
@@ -28,6 +31,10 @@ class Limits:
     memory_swap_bytes: int | None = None
     pids: int | None = None
     cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    memory_reservation_bytes: int | None = None
+    blkio_weight: int | None = None
+    io_rates: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict[str, Sequence[tuple[str, int]]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network as it stands; `endpoints` by sandbox. `own_subnet`: its maker chose the subnet."""
+    """A network as it stands; `endpoints` by sandbox. `own_subnet`: its maker chose the subnet; `ready`: it was told of."""
 
     id: str
     spec: NetworkSpec
@@ -94,6 +101,7 @@ class Network:
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])
     own_subnet: bool = False
     predefined: bool = False
+    ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,8 @@ class SandboxSpec:
     """What containers share: network, IPC and UTS namespaces, hostname, DNS, a cgroup parent.
 
     `network`: "pod" (an address on this machine's pod network), "user" (those of `networks`), "host" or "none". `cgroup`
-    is a path below the instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together. `ports` are
+    is a path below the instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together. `shm_bytes` 0
+    means 64 MiB of shared memory. `ports` are
     published while its container runs, with `publish_all` those of `exposed` (`80/tcp`) too, each on any free port.
     """
 
@@ -115,6 +124,7 @@ class SandboxSpec:
     limits: Limits = field(default_factory=Limits)
     sysctls: Mapping[str, str] = field(default_factory=dict[str, str])
     host_ipc: bool = False
+    shm_bytes: int = 0
     host_pid: bool = False
     share_pid: bool = False
     networks: Sequence[Join] = ()
@@ -169,6 +179,55 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A limit of each process; -1 is unlimited. Names as `ulimit` has them: nofile, nproc, core, ..."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMap:
+    """A device node of the machine (or a directory of them) that a container sees as `target`, with some of r, w, m."""
+
+    source: str
+    target: str
+    rights: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A health check. `test` is ("CMD", word, ...) or ("CMD-SHELL", text)."""
+
+    test: Sequence[str]
+    interval_s: float = 30.0
+    timeout_s: float = 30.0
+    start_period_s: float = 0.0
+    start_interval_s: float = 5.0
+    retries: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One run of a health check; `code` -1 when it took too long or could not be run."""
+
+    began: float
+    ended: float
+    code: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthState:
+    """What a container's health check says: "starting", "healthy" or "unhealthy"; `streak` failures in a row."""
+
+    status: str
+    streak: int = 0
+    log: Sequence[Probe] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """One container. Empty entrypoint/command/env/workdir/user fall back to the image's; env wins over the image's by name.
 
@@ -177,7 +236,9 @@ class ContainerSpec:
     made from `sandbox_spec` and removed with the container. `image_volumes`: where the image names a volume and no mount is,
     an anonymous one is made. `log_driver`: "cri" (file at `log_path`), "none".
     `restart` is Docker's policy name ("no", "always", "unless-stopped", "on-failure:N"): the engine itself restarts; pods
-    use "no", since the node decides there.
+    use "no", since the node decides there. `env_files` are variables whose values are read from files of this machine at
+    each start, and are kept in no record: secrets. `log_type` and `log_options` are shown, no more. `init`: a small first
+    process that reaps. `device_rules`: such as "c 189:* rwm".
     """
 
     name: str
@@ -186,6 +247,7 @@ class ContainerSpec:
     entrypoint: Sequence[str] | None = None
     command: Sequence[str] | None = None
     env: Sequence[str] = ()
+    env_files: Mapping[str, str] = field(default_factory=dict[str, str])
     workdir: str = ""
     user: str = ""
     groups: Sequence[int] = ()
@@ -212,6 +274,14 @@ class ContainerSpec:
     log_max_bytes: int = 10 * 1024 * 1024
     log_max_files: int = 5
     image_volumes: bool = False
+    log_type: str = ""
+    log_options: Mapping[str, str] = field(default_factory=dict[str, str])
+    init: bool = False
+    ulimits: Sequence[Ulimit] = ()
+    devices: Sequence[DeviceMap] = ()
+    device_rules: Sequence[str] = ()
+    oom_score_adj: int = 0
+    health: Health | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +298,8 @@ class Exit:
 class Container:
     """A container as it stands. `image_id` is the image config's digest; times are unix seconds, 0 for not yet.
 
-    `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by
-    name. `ports` are published now; `endpoints` are its places on
-    networks of people's own.
+    `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by name. `ports` are
+    published now; `endpoints` are its places on networks of people's own.
     """
 
     id: str
@@ -248,6 +317,7 @@ class Container:
     argv: Sequence[str] = ()
     volumes: Mapping[str, str] = field(default_factory=dict[str, str])
     restarting: bool = False
+    health: HealthState | None = None
     ports: Sequence[PublishedPort] = ()
     endpoints: Sequence[Endpoint] = ()
 

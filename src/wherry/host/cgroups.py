@@ -106,6 +106,10 @@ class Cgroups(Protocol):
         """Name the groups directly below."""
         ...
 
+    def directory(self, controller: str, path: str) -> str:
+        """Say where a group's files of a controller are."""
+        ...
+
 
 class CgroupsV2:
     """One tree for everything. `root` is where it is mounted, or a directory delegated to us below."""
@@ -182,6 +186,11 @@ class CgroupsV2:
     def children(self, path: str) -> list[str]:
         """See Cgroups."""
         return sorted(_directories(self._directory(path)))
+
+    def directory(self, controller: str, path: str) -> str:
+        """See Cgroups."""
+        del controller
+        return self._directory(path)
 
     def missing_controllers(self) -> list[str]:
         """Name the controllers we need (cpu, memory, pids) that the root does not offer: not delegated, or off."""
@@ -305,6 +314,10 @@ class CgroupsV1:
         for controller, _ in self._each_root():
             names.update(_directories(self._directory(controller, path)))
         return sorted(names)
+
+    def directory(self, controller: str, path: str) -> str:
+        """See Cgroups."""
+        return self._directory(controller, path)
 
     def missing_controllers(self) -> list[str]:
         """Name the controllers we need (cpu, memory, pids) that are not mounted."""

@@ -162,6 +162,14 @@ class Access:
         by = f" by {decision.by}" if decision.by else ""
         raise Forbidden(f"{what}: {caller.name} may not ({decision.reason}{by}){hint}")
 
+    def check_admin(self, caller: Caller) -> None:
+        """Let an administrator pass who signed in whole, or raise Unauthorized or Forbidden."""
+        if caller.admin and caller.scope is None:
+            return
+        if caller.anonymous:
+            raise _ask("this is for administrators: sign in")
+        raise Forbidden(f"{caller.name} may not: this is for administrators")
+
     def check_signed_in(self, caller: Caller) -> None:
         """`/v2/` itself wants a token, or stock clients would never ask for one."""
         if caller.anonymous and caller.granted is None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,15 +17,19 @@ from wherry.registry.call import Call
 from wherry.registry.collection import Collector
 from wherry.registry.database import Database, Tx
 from wherry.registry.events import CHANGE, Event, Journal
+from wherry.registry.hooks import Hooks
 from wherry.registry.manifests import Manifests
 from wherry.registry.metadata import Metadata
 from wherry.registry.people import People
 from wherry.registry.refusals import NAME_INVALID, UNSUPPORTED, answer
 from wherry.registry.sqlite import SqliteMetadata
+from wherry.registry.usage import metrics, note_stored
 from wherry.wire.http import Peer, Request, Response
 from wherry.wire.router import Route, Router
 
 log = logging.getLogger(__name__)
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 Work = Callable[[Call, dict[str, str]], Awaitable[Response]]
 
@@ -54,24 +59,29 @@ class Registry:
         self.metadata: Metadata = SqliteMetadata(self.database)
         self.journal = Journal(self.database)
         self.people = People(self.database, clock)
+        self._trusted = trusted or trust_local(os.geteuid())
         self.access = Access(
             self.database,
             self.people,
             self.journal,
             clock,
             token_file=token_file,
-            trusted=trusted or trust_local(os.geteuid()),
+            trusted=self._trusted,
             public=public,
             open=open,
         )
         self.blobs = Blobs(content, self.metadata, self.journal, clock, may=self.may)
         self.manifests = Manifests(content, self.metadata, self.journal, self.blobs)
         self.collector = Collector(content, self.metadata, self.blobs, self.manifests, self.journal, clock)
+        self.hooks = Hooks(self.database, self.journal, clock)
+        self._counts: Counter[tuple[str, int]] = Counter()
         self._router = Router(self._routes())
+        self._later: Router | None = None
 
     async def start(self) -> None:
         """Put right what a kill left: holds without a record; and what an older format did not note."""
         await self.access.start()
+        self.hooks.start()
         await self._fill_sizes()
         stray = await self.manifests.reconcile()
         if stray:
@@ -79,6 +89,7 @@ class Registry:
 
     async def close(self) -> None:
         """Write what waits and close the records."""
+        await self.hooks.close()
         await self.journal.close()
         await self.database.close()
 
@@ -94,15 +105,38 @@ class Registry:
         """Answer one request."""
         try:
             try:
-                handler, request.params = self._router.match(request.method, request.path)
+                if request.path == "/metrics" and self._trusted(request.peer):
+                    return await self.metrics(request)
+                router = self._router if not request.path.startswith("/api/") else self._administration()
+                handler, request.params = router.match(request.method, request.path)
             except (NotFound, MethodNotAllowed) as error:
                 raise type(error)(error.message, causes=[Cause("", UNSUPPORTED, error.message)]) from None
             response = await handler(request)
         except WherryError as error:
             response = answer(error)
             self._note(request, error, response)
+        self._counts[request.method if request.method in METHODS else "other", response.status] += 1
         response.headers.set("Docker-Distribution-API-Version", "registry/2.0")
         return response
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer `/metrics` in Prometheus' text form: for a listener that only administrators reach."""
+        await self.journal.flush()
+        await note_stored(self.database, self.clock.now())
+        counts = [(method, str(status), float(n)) for (method, status), n in sorted(self._counts.items())]
+        text = metrics(self.database, counts, self.collector.freed_bytes)
+        return Response(200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, text)
+
+    async def handle_local(self, request: Request) -> Response:
+        """Answer a request on a listener that only administrators reach: `/metrics`, and all the rest."""
+        return await (self.metrics(request) if request.path == "/metrics" else self.handle(request))
+
+    def _administration(self) -> Router:
+        if self._later is None:
+            from wherry.registry.admin import routes  # most processes are never asked
+
+            self._later = Router(routes(self))
+        return self._later
 
     def _note(self, request: Request, error: WherryError, response: Response) -> None:
         name = request.params.get("name", "")

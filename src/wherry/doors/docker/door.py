@@ -3,19 +3,18 @@
 import logging
 import os
 import re
-from collections.abc import AsyncIterator
-
-import msgspec
 
 from wherry import __version__
 from wherry.clock import Clock, rfc3339_nano
-from wherry.doors.docker import answers, filters
 from wherry.doors.docker.archive import Archive
 from wherry.doors.docker.changes import Changes
 from wherry.doors.docker.containers import Containers
 from wherry.doors.docker.engine import DockerEngine
+from wherry.doors.docker.events import Events
 from wherry.doors.docker.images import Build, Images
 from wherry.doors.docker.networks import Networks
+from wherry.doors.docker.prune import Prune
+from wherry.doors.docker.stats import Stats
 from wherry.doors.docker.volumes import Volumes
 from wherry.errors import BadRequest, Broken, Invalid, MethodNotAllowed, NotFound, Unsupported, WherryError
 from wherry.wire.envelopes import docker_error, status_of
@@ -34,9 +33,7 @@ STATUS: dict[type[WherryError], int] = {Invalid: 400, BadRequest: 400, Unsupport
 
 SWARM = ("/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs")
 LATER = re.compile(
-    r"/(plugins|session|grpc|distribution|commit|auth|system|build)(/.*)?"
-    r"|/containers/(prune|[^/]+/(stats|export|archive|copy|attach/ws))"
-    r"|/images/(prune|search|[^/]+/get)"
+    r"/(plugins|session|grpc|distribution|auth|system|build)(/.*)?|/containers/[^/]+/(copy|attach/ws)|/images/search"
 )
 """What Docker has and we have not, yet: refused by name."""
 
@@ -53,12 +50,14 @@ class DockerDoor:
             Route("HEAD", "/_ping", self._ping),
             Route("GET", "/version", self._version),
             Route("GET", "/info", self._info),
-            Route("GET", "/events", self._events),
             *Networks(engine, clock).routes(),
             *Containers(engine, clock).routes(),
             *Images(engine, build).routes(),
             *Volumes(engine).routes(),
             *Changes(engine).routes(),
+            *Stats(engine).routes(),
+            *Events(engine, clock).routes(),
+            *Prune(engine).routes(),
             *Archive(engine).routes(),
         )
         self._router = Router(routes)
@@ -203,17 +202,3 @@ class DockerDoor:
                 "Warnings": [],
             }
         )
-
-    async def _events(self, request: Request) -> Response:
-        wanted = filters.parse(request.first("filters"), filters.EVENT)
-        if request.first("since") or request.first("until"):
-            raise Unsupported("events: since and until are not supported by wherry yet; events are told from now on")
-
-        happened = self._engine.events()
-
-        async def pieces() -> AsyncIterator[bytes]:
-            async for event in happened:
-                if filters.matches_event(event, wanted):
-                    yield msgspec.json.encode(answers.event(event)) + b"\n"
-
-        return Response.stream(pieces(), headers={"Content-Type": "application/json"}, live=True)

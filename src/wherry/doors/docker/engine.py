@@ -6,8 +6,9 @@ from typing import Any, Protocol
 from wherry.engine.archive import PathStat
 from wherry.engine.diffs import Change
 from wherry.engine.networks import Networks
-from wherry.engine.types import Engine, Image, Join, Limits
+from wherry.engine.types import Engine, EngineEvent, Image, Join, Limits
 from wherry.engine.volumes import Volumes
+from wherry.host.engine_usage import Detail
 
 
 class DockerEngine(Engine, Protocol):
@@ -22,6 +23,22 @@ class DockerEngine(Engine, Protocol):
 
     async def disconnect(self, ref: str, network: str) -> None:
         """Take a container off a network."""
+        ...
+
+    async def usage(self, ref: str) -> tuple[Detail, Mapping[str, Sequence[int]], int]:
+        """Read all counters of a running container, its traffic, and the machine's CPU time. Raises Conflict, NotFound."""
+        ...
+
+    async def written(self, ref: str) -> int:
+        """Count the bytes on disk that a container has written to its own layer."""
+        ...
+
+    async def layers_size(self) -> int:
+        """Count the bytes on disk of all unpacked layers."""
+        ...
+
+    def events(self, *, since: float = 0.0) -> AsyncIterator[EngineEvent]:
+        """Yield what happens from now on; with `since`, a time, first what is remembered from then on."""
         ...
 
     async def size_of(self, directory: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 
 from wherry.doors.docker.answers import familiar, state_word
+from wherry.doors.docker.endpoints import exposed_map, networks_map, read_port
 from wherry.engine.types import Container, EngineEvent, Image
 from wherry.errors import BadRequest
 
@@ -40,7 +41,7 @@ def has_labels(labels: Mapping[str, str], wanted: Sequence[str]) -> bool:
     return True
 
 
-CONTAINER = ("id", "name", "label", "status", "ancestor", "exited")
+CONTAINER = ("id", "name", "label", "status", "ancestor", "exited", "network", "publish", "expose")
 
 
 def matches_container(container: Container, filters: Filters, image_names: Sequence[str]) -> bool:
@@ -59,8 +60,27 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
             for each in values
         ),
         "exited": lambda values: end is not None and str(end.code) in values,
+        "network": lambda values: any(
+            each == name or str(place["NetworkID"]).startswith(each)
+            for name, place in networks_map(container).items()
+            for each in values
+        ),
+        "publish": lambda values: has_port([(port.host_port, port.protocol) for port in container.ports], values),
+        "expose": lambda values: has_port([read_port(each) for each in exposed_map(container) or ()], values),
     }
     return all(tests[name](values) for name, values in filters.items())
+
+
+def has_port(ports: Sequence[tuple[int, str]], wanted: Sequence[str]) -> bool:
+    """Whether one of `80`, `80/udp`, `8000-8010/tcp` is among the ports. Raises BadRequest."""
+    for text in wanted:
+        numbers, _, protocol = text.partition("/")
+        first, _, last = numbers.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise BadRequest(f"invalid filter: {text!r} is no port or range of ports")
+        if any(int(first) <= port <= int(last or first) and kind == (protocol or "tcp") for port, kind in ports):
+            return True
+    return False
 
 
 STATUSES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
@@ -102,20 +122,28 @@ def matches_image(image: Image, filters: Filters) -> bool:
     return True
 
 
-EVENT = ("type", "event", "container", "image", "label")
+EVENT = (
+    "type", "event", "container", "image", "label", "volume", "network", "daemon", "scope", "plugin", "node", "service",
+    "secret", "config",
+)  # fmt: skip
 
 
 def matches_event(event: EngineEvent, filters: Filters) -> bool:
-    """Whether an event passes."""
+    """Whether an event passes; nothing here is of a daemon, plugin, node, service, secret or config."""
     said = event.attributes
     tests = {
         "type": lambda values: event.kind in values,
-        "event": lambda values: event.action in values,
-        "container": lambda values: any(event.id.startswith(each) or said.get("name") == each for each in values),
+        "event": lambda values: event.action in values or event.action.partition(":")[0] in values,
+        "volume": lambda values: event.kind == "volume" and event.id in values,
+        "network": lambda values: event.kind == "network" and bool({event.id, said.get("name")} & set(values)),
+        "scope": lambda values: "local" in values,
+        "container": lambda values: (
+            event.kind == "container" and any(event.id.startswith(each) or said.get("name") == each for each in values)
+        ),
         "image": lambda values: bool({familiar(said.get("image", event.id)), event.id} & set(values)),
         "label": lambda values: has_labels(said, values),
     }
-    return all(tests[name](values) for name, values in filters.items())
+    return all(name in tests and tests[name](values) for name, values in filters.items())
 
 
 def names_shown(image: Image, filters: Filters) -> Image:

@@ -1,0 +1,139 @@
+"""The role `registry` alone: a registry on one machine, without root, without a cluster.
+
+`root` holds all of it: `content/` (blobs), `registry/` (records), `registry-token` (the administrator's secret) and
+`registry.sock`, where its own user administers it and `/metrics` is.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wherry.clock import Clock, RealClock
+from wherry.content.local import LocalContent
+from wherry.errors import Conflict, Invalid, WherryError
+from wherry.registry.access import trust_local
+from wherry.registry.service import Registry
+from wherry.registry.usage import note_stored
+from wherry.wire.server import Server
+
+SOCKET = "registry.sock"
+COLLECT_S = 3600.0
+METER_S = 600.0
+log = logging.getLogger("wherry.registry")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How it runs. `listen` and `metrics` are HOST:PORT, "" for none; `certificate` and `key` are PEM files for TLS."""
+
+    root: Path
+    listen: str = "127.0.0.1:5000"
+    metrics: str = ""
+    public: bool = False
+    open: bool = False
+    certificate: str = ""
+    key: str = ""
+    collect_s: float = COLLECT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A registry that answers, and where."""
+
+    registry: Registry
+    address: str
+
+
+@asynccontextmanager
+async def registry_alone(options: Options, clock: Clock) -> AsyncGenerator[Running]:
+    """Run it. Raises Invalid for an address, Broken when the root cannot be used."""
+    from wherry.daemon.server import make_token
+
+    async with AsyncExitStack() as stack:
+        options.root.mkdir(parents=True, exist_ok=True)
+        token_file = options.root / "registry-token"
+        make_token(token_file)
+        content = LocalContent.open(options.root / "content", clock=clock)
+        stack.push_async_callback(content.close)
+        registry = Registry(
+            content,
+            options.root / "registry",
+            clock=clock,
+            token_file=token_file,
+            trusted=trust_local(os.geteuid()),
+            public=options.public,
+            open=options.open,
+        )
+        await registry.start()
+        stack.push_async_callback(registry.close)
+        server = Server(registry.handle)
+        stack.push_async_callback(server.close, 2.0)
+        await server.start_unix(options.root / SOCKET, mode=0o660)
+        context = _tls(options)
+        host, port = await server.start_tcp(*split_address(options.listen, "listen"), ssl_context=context)
+        if options.metrics:
+            inner = Server(registry.handle_local)
+            stack.push_async_callback(inner.close, 2.0)
+            await inner.start_tcp(*split_address(options.metrics, "metrics"))
+        keeping = asyncio.create_task(_keep(registry, clock, options.collect_s), name="registry-keeping")
+        stack.push_async_callback(_end, keeping)
+        yield Running(registry, f"{host}:{port}")
+
+
+async def serve(options: Options) -> None:
+    """Run until SIGTERM or SIGINT; print the address when it answers."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with registry_alone(options, RealClock()) as running:
+        scheme = "https" if options.certificate else "http"
+        print(f"registry: {scheme}://{running.address} (administration: {options.root / SOCKET})", flush=True)
+        await stop.wait()
+
+
+def split_address(text: str, name: str) -> tuple[str, int]:
+    """Read HOST:PORT. Raises Invalid."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise Invalid(f"{name} {text!r}: write HOST:PORT, as 127.0.0.1:5000")
+    return host.strip("[]"), int(port)
+
+
+def _tls(options: Options) -> ssl.SSLContext | None:
+    if not options.certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(options.certificate, options.key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise Invalid(f"certificate {options.certificate}: {error}") from None
+    return context
+
+
+async def _keep(registry: Registry, clock: Clock, collect_s: float) -> None:
+    """Collect by the clock, and note what is stored."""
+    last = clock.now()
+    while True:
+        await clock.sleep(min(METER_S, collect_s))
+        try:
+            await note_stored(registry.database, clock.now())
+            if clock.now() - last >= collect_s:
+                last = clock.now()
+                done = await registry.collector.collect(lifecycle=True)
+                log.info("registry: collected %d blobs, %d bytes", done.blobs, done.bytes)
+        except Conflict:
+            continue  # somebody runs one by hand
+        except WherryError as error:
+            log.error("registry: keeping: %s", error.message)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
