@@ -7,11 +7,11 @@ started by hand with its own data, exec root and socket, and no bridge. Medians;
 import asyncio
 import os
 import shutil
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class NoNetwork:
 
 
 @asynccontextmanager
-async def ours(base: Path) -> AsyncIterator[Build]:
+async def ours(base: Path) -> AsyncGenerator[Build]:
     """Our builder on our engine."""
     content = LocalContent.open(base / "content", clock=RealClock())
     engine = LocalEngine(
@@ -68,7 +68,7 @@ async def ours(base: Path) -> AsyncIterator[Build]:
 
 
 @asynccontextmanager
-async def dockerd(base: Path) -> AsyncIterator[Build]:
+async def dockerd(base: Path) -> AsyncGenerator[Build]:
     """A dockerd of our own, its classic builder asked by the stock client."""
     socket = f"unix://{base}/docker.sock"
     daemon = [
@@ -76,7 +76,7 @@ async def dockerd(base: Path) -> AsyncIterator[Build]:
         *("--pidfile", str(base / "pid"), "--bridge=none", "--iptables=false", "--ip-masq=false", "--ip6tables=false"),
     ]
     with (base / "log").open("wb") as log:
-        process = subprocess.Popen(daemon, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(*daemon, stdout=log, stderr=log)
     environment = os.environ | {"DOCKER_HOST": socket, "DOCKER_BUILDKIT": "0"}
     try:
         for _ in range(100):
@@ -102,11 +102,11 @@ async def dockerd(base: Path) -> AsyncIterator[Build]:
         yield build
     finally:
         process.terminate()
-        process.wait(30)
+        await process.wait()
 
 
 @asynccontextmanager
-async def buildah(base: Path) -> AsyncIterator[Build]:
+async def buildah(base: Path) -> AsyncGenerator[Build]:
     """buildah with its own storage."""
 
     async def build(context: Path, tag: str, cold: bool) -> None:
@@ -169,6 +169,9 @@ def contexts(base: Path) -> dict[str, Path]:
 async def main(rounds: int) -> None:
     """Measure and print a table."""
     base = Path(tempfile.mkdtemp(prefix="wherry-bench-build-", dir="/tmp"))
+    task = asyncio.current_task()
+    if task is not None:  # ended from outside: nothing may be left
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         places = contexts(base / "contexts")
         async with AsyncExitStack() as stack:
@@ -218,4 +221,4 @@ async def measure(places: dict[str, Path], peers: dict[str, Build], rounds: int)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 3))
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1))

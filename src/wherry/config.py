@@ -42,6 +42,7 @@ SETTINGS: Sequence[Setting] = (
     Setting("profile", "default", "times of failure detection", ("default", "fast-failover")),
     Setting("durability", "full", "what an answered write survives", ("full", "test")),
     Setting("timeout", 60, "seconds to wait for readiness"),
+    Setting("publish-address", "0.0.0.0", "where ports are published that name no address of their own"),
 )
 
 

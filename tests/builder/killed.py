@@ -41,7 +41,9 @@ async def main(root: Path, seed: int) -> None:
 
 async def one(yard: Yard, number: int) -> None:
     """Build one of them."""
-    await yard.builder.build(yard.context, f"Dockerfile.{number}", tags=[f"t:{number}"], args={"SOURCE_DATE_EPOCH": "1"})
+    await yard.builder.build(
+        yard.context, f"Dockerfile.{number}", tags=[f"t:{number}"], args={"SOURCE_DATE_EPOCH": "1"}
+    )
 
 
 if __name__ == "__main__":

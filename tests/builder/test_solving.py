@@ -26,6 +26,14 @@ async def test_independent_stages_run_together(yard: Yard) -> None:
     assert {event.stage for event in yard.events if event.kind == "output"} == {"a", "b"}
 
 
+async def test_steps_on_the_same_layers_do_not_take_each_others_image_away(yard: Yard) -> None:
+    stages = "".join(f"FROM base AS s{number}\nRUN {number}\n" for number in range(6))
+    copies = "".join(f"COPY --from=s{number} / /{number}\n" for number in range(6))
+    await yard.build(f"FROM scratch AS base\nRUN base\n{stages}FROM scratch\n{copies}")
+    assert len({spec.image for spec in yard.engine.ran}) == 7
+    assert not yard.engine.unnamed
+
+
 async def test_of_two_builds_of_one_step_one_makes_it(yard: Yard) -> None:
     yard.file("Dockerfile", "FROM scratch\nRUN slow\nRUN slower\n")
     first, second = await asyncio.gather(

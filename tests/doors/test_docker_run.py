@@ -35,9 +35,8 @@ def test_streams_and_exit_codes_are_the_commands_own(docker: Docker) -> None:
         (("web:1", "/etc/passwd"), 126, "permission denied"),
         (("-p", "7:7/sctp", "web:1", "true"), 125, "sctp"),
         (("--network", "foo", "web:1", "true"), 125, "network foo not found"),
-        (("--health-cmd", "true", "web:1", "true"), 125, "health"),
         (("-m", "1m", "web:1", "true"), 125, "6MB"),
-        (("--init", "web:1", "true"), 125, "--init"),
+        (("--userns", "host", "web:1", "true"), 125, "--userns"),
         (("-v", "/no/such/place/here:/x:strange", "web:1", "true"), 125, "strange"),
     ],
 )

@@ -58,6 +58,8 @@ def test_a_published_port_serves_and_is_shown(docker: Docker, clean: None) -> No
     docker("run", "-d", "--name", "web", "-h", "web", "-p", f"{port}:80", "web:1", *SERVE)
     for host in ("127.0.0.1", "localhost", "[::1]"):
         assert page(port, host) == "web"
+    gateway = docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge").out
+    assert docker("inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", "web").out == gateway
     assert f"0.0.0.0:{port}->80/tcp" in docker("ps", "--format", "{{.Ports}}").out
     assert f"0.0.0.0:{port}" in docker("port", "web", "80").out
     refused = docker("run", "-d", "--name", "other", "-p", f"{port}:80", "web:1", *SERVE, code=125)

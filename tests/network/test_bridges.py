@@ -35,8 +35,8 @@ class Town:
     bridges: Bridges
     netns: dict[str, str] = field(default_factory=dict[str, str])
 
-    async def network(self, id: str, *, internal: bool = False, mtu: int = 0) -> BridgeNetwork:
-        subnet = await self.bridges.subnet()
+    async def network(self, id: str, wanted: str = "", *, internal: bool = False, mtu: int = 0) -> BridgeNetwork:
+        subnet = await self.bridges.subnet(wanted)
         gateway = subnet.replace(".0/24", ".1")
         made = BridgeNetwork(id, bridges.bridge_link(self.instance, id), subnet, gateway, mtu, internal)
         await self.bridges.add(made)
@@ -179,6 +179,21 @@ async def test_the_next_start_finds_bridges_and_takes_strays_away(town: Town) ->
     assert blue.link not in await town.nft.call(again.links)
     await again.close()
     web.close()
+
+
+async def test_a_network_whose_subnet_was_taken_stays_away(town: Town) -> None:
+    red = await town.network("aaaa1111", "172.30.12.0/24")
+    await town.bridges.remove(red.id)
+    other = Claims(str(town.base / "claims"), busy=[])
+    other.claim("other123", str(town.base))
+    other.claim_network("other123", red.subnet)
+    again = Bridges(town.instance, town.nft, town.guard, subnets=town.claims)
+    await again.start([red], [])
+    with pytest.raises(Conflict, match="somebody else's by now"):
+        await town.house("a", red, 2)
+    assert await town.nft.call(again.links) == []
+    await again.close()
+    other.release("other123")
 
 
 async def test_a_sweep_takes_everything(town: Town) -> None:

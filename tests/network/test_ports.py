@@ -118,6 +118,13 @@ async def test_udp_and_one_address_alone(node: Node, ports: Ports, tmp_path: Pat
     await ports.publish("two", [PortBinding(53, "udp", "", 5300)], second, node.pods.gateway)
     assert await _say(None, "127.0.0.1", 5300) == "two"
     assert await _say(outside, "192.0.2.1", 5300) == "two"
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            await loop.sock_sendto(client, b"x", ("::1", 5300))
+            async with asyncio.timeout(5):
+                assert await loop.sock_recv(client, 100) == b"two"
     for server in servers:
         server.close()
 

@@ -72,6 +72,14 @@ async def test_a_bearer_token_is_for_what_was_asked_and_allowed(served: Served) 
     )
     await again.read()
     assert (posted.status, again.status) == (200, 200)
+    assert (
+        await status(served, "POST", "/v2/a/blobs/uploads/", {"Authorization": f"Bearer {body['refresh_token']}"})
+        == 401
+    )
+    stolen = await served.tcp.request(
+        "POST", "/v2/token", body=b"grant_type=refresh_token&refresh_token=" + body["token"].encode()
+    )
+    assert await error_of(stolen) == (401, "UNAUTHORIZED")
 
 
 async def test_a_robots_token_has_a_scope_an_end_and_a_last_use(served: Served) -> None:

@@ -12,6 +12,7 @@ from tests.registry.test_protocol import push_image
 from wherry.clock import machine
 from wherry.registry.admin import OPERATIONS, PREFIX
 from wherry.registry.hooks import sign
+from wherry.registry.keeping import keep
 from wherry.wire.http import Request, Response
 from wherry.wire.server import Server
 
@@ -181,3 +182,23 @@ async def test_what_was_pulled_and_moved_is_metered(served: Served) -> None:
     pulls = (await ask(served, "GET", "/events", query=[("action", "pull"), ("repository", "web")]))["events"]
     assert [(event["actor"], event["reference"]) for event in pulls] == [("anonymous", "1")] * 3
     assert (await ask(served, "GET", "/images/web"))["images"][0]["pulled"] == served.clock.now()
+
+
+async def test_the_registry_keeps_itself(served: Served) -> None:
+    keeping = asyncio.create_task(keep(served.registry, served.clock, collect_s=3600), name="keep")
+    await push_image(served.local, "web", "1", b"12345")
+    await (await served.tcp.request("GET", "/v2/web/manifests/1")).read()
+    await (await served.local.request("DELETE", "/v2/web/manifests/1")).read()
+    left = await served.local.request("POST", "/v2/web/blobs/uploads/")
+    await left.read()
+    assert len(await served.registry.journal.search()) == 3
+    async with machine.timeout(20):
+        while {"pull"} & {e.action for e in await served.registry.journal.search()}:
+            await served.clock.advance(10 * 86400.0)
+            await machine.sleep(0.02)
+    assert {event.action for event in await served.registry.journal.search()} == {"push", "delete"}
+    async with machine.timeout(20):
+        while await served.registry.metadata.uploads(served.clock.now()):
+            await machine.sleep(0.02)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)

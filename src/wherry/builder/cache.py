@@ -24,6 +24,8 @@ CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, size INTEGER NOT NULL, 
 FILES_MAX = 400_000
 """Digests of files that are remembered; past it all are forgotten."""
 T = TypeVar("T")
+Seen = tuple[int, int, int, str]
+"""A file's size, mtime and ctime in nanoseconds, and its digest while those are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,6 @@ class Built:
     diff_id: str
     size_bytes: int
     created: float
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A file's digest while its `mark` (size, mtime and ctime in nanoseconds) is the same."""
-
-    mark: tuple[int, int, int]
-    digest: str
 
 
 class Cache:
@@ -106,15 +100,15 @@ class Cache:
         await self._do(work)
 
     async def seen(self) -> Mapping[str, Seen]:
-        """The digests of files that earlier builds read, by device and inode."""
+        """What earlier builds know of files that they read, by device and inode."""
         rows = await self._do(lambda db: db.execute("SELECT name, size, mtime, ctime, digest FROM files").fetchall())
-        return {name: Seen((size, mtime, ctime), digest) for name, size, mtime, ctime, digest in rows}
+        return {row[0]: row[1:] for row in rows}
 
     async def put_seen(self, fresh: Mapping[str, Seen]) -> None:
         """Remember files' digests."""
         if not fresh:
             return
-        rows = [(name, *seen.mark, seen.digest) for name, seen in fresh.items()]
+        rows = [(name, *seen) for name, seen in fresh.items()]
 
         def work(db: sqlite3.Connection) -> None:
             db.execute("BEGIN")

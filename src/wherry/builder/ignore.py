@@ -43,6 +43,8 @@ class Ignore:
     def hides(self, path: str) -> bool:
         """Say whether a path (relative, with slashes) is left out: the last rule that fits it or a folder above decides."""
         hidden = False
+        if not self._rules:
+            return False
         for rule in self._rules:
             if rule.keeps == hidden and any(rule.regex.fullmatch(part) for part in _with_parents(path)):
                 hidden = not rule.keeps

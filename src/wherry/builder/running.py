@@ -58,11 +58,12 @@ class Runner:
         timeout_s: float = RUN_S,
     ) -> tuple[Digest, str, int]:
         """Run it on `layers` (digest, diff id); return the new layer. Raises CommandFailed, Broken, DeadlineExceeded."""
+        id = secrets.token_hex(32)
         config = {
             "Env": list(operation.env),
             "WorkingDir": operation.workdir,
             "User": operation.user,
-            "Labels": {LABEL: self.build},
+            "Labels": {LABEL: self.build, f"{LABEL}.step": id},  # one image for each step: each removes its own
         }
         made = document(
             config,
@@ -72,7 +73,6 @@ class Runner:
             history=[{"created_by": "wherry: layers so far"} for _ in layers],
         )
         image = await self.engine.commit_image(made, [digest for digest, _ in layers], [])
-        id = secrets.token_hex(32)
         try:
             return await self._in_container(id, image.id, operation, output, prepared, timeout_s)
         finally:

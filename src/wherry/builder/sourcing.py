@@ -20,6 +20,7 @@ from wherry.clock import machine
 from wherry.content.protocol import Content
 
 SETTLED_S = 2.0
+SMALL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,12 @@ class Sourcing:
                 found.append(await self._fetched(text, operation))
             else:
                 found += await self._local(origin, text, tree, operation)
-        paths = {node.origin for node in files(found) if isinstance(node.origin, Path)} - self._digests.keys()
+        every = dict.fromkeys(node.origin for node in files(found) if isinstance(node.origin, Path))
+        paths = [path for path in every if path not in self._digests]
         if paths:
             lasts = not origin.has_owners and self._of(origin).lasts
             known = await self._cache.seen() if lasts else {}
-            made, fresh = await asyncio.to_thread(digests, sorted(paths), known)
+            made, fresh = await asyncio.to_thread(digests, paths, known)
             self._digests |= made
             if lasts:
                 await self._cache.put_seen(fresh)
@@ -183,21 +185,24 @@ def digests(paths: Sequence[Path], known: Mapping[str, Seen]) -> tuple[dict[Path
     fresh: dict[str, Seen] = {}
     for path in paths:
         try:
+            if known:
+                now = os.lstat(path)
+                seen = known.get(f"{now.st_dev}:{now.st_ino}")
+                if seen is not None and seen[:3] == (now.st_size, now.st_mtime_ns, now.st_ctime_ns):
+                    found[path] = seen[3]
+                    continue
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise CopyError(f"{path.name!r} cannot be read: {error.strerror}") from error
-        with open(fd, "rb") as file:
+        with open(fd, "rb", buffering=0) as file:
             now = os.fstat(fd)
-            name, mark = f"{now.st_dev}:{now.st_ino}", (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            seen = known.get(name)
-            if seen is not None and seen.mark == mark:
-                found[path] = seen.digest
-                continue
-            found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            small = os.read(fd, SMALL_BYTES) if now.st_size < SMALL_BYTES else None
+            taken = hashlib.file_digest(file, "sha256") if small is None else hashlib.sha256(small)
+            found[path] = taken.hexdigest()
             if (
                 now.st_ctime < machine.now() - SETTLED_S
             ):  # a later write in the same tick of the clock would look the same
-                fresh[name] = Seen(mark, found[path])
+                fresh[f"{now.st_dev}:{now.st_ino}"] = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, found[path])
     return found, fresh
 
 

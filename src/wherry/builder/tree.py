@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wherry.builder.ignore import Ignore
@@ -173,17 +173,16 @@ class Tree:
 def tree_of(root: Path, ignore: Ignore) -> Tree:
     """Read a context directory without what `ignore` hides. Links are not followed; owners and attributes not kept."""
     tree = Tree()
-    _fill(tree, root, "", ignore)
+    _fill(tree, str(root), "", ignore)
     return tree
 
 
-def _fill(tree: Tree, root: Path, below: str, ignore: Ignore) -> None:
-    with os.scandir(root / below) as found:
-        names = sorted(entry.name for entry in found)
-    for name in names:
-        path = f"{below}{name}"
-        place = root / path
-        seen = place.lstat()
+def _fill(tree: Tree, root: str, below: str, ignore: Ignore) -> None:
+    with os.scandir(f"{root}/{below}") as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        path = f"{below}{entry.name}"
+        seen = entry.stat(follow_symlinks=False)
         hidden = ignore.hides(path)
         if stat.S_ISDIR(seen.st_mode):
             if not hidden:
@@ -192,15 +191,16 @@ def _fill(tree: Tree, root: Path, below: str, ignore: Ignore) -> None:
                 _fill(tree, root, f"{path}/", ignore)
         elif not hidden:
             if stat.S_ISREG(seen.st_mode):
-                tree.put(path, replace(_node("file", seen), size=seen.st_size, origin=place))
+                tree.put(path, _node("file", seen, size=seen.st_size, origin=Path(entry.path)))
             elif stat.S_ISLNK(seen.st_mode):
-                tree.put(path, replace(_node("symlink", seen), link=os.readlink(place)))
+                tree.put(path, _node("symlink", seen, link=os.readlink(entry.path)))
             else:
                 tree.put(path, _node("special", seen))
 
 
-def _node(kind: str, seen: os.stat_result) -> Node:
-    return Node(kind, stat.S_IMODE(seen.st_mode), mtime=int(seen.st_mtime))
+def _node(kind: str, seen: os.stat_result, *, size: int = 0, link: str = "", origin: Origin = None) -> Node:
+    mode = stat.S_IMODE(seen.st_mode)
+    return Node(kind, mode, mtime=int(seen.st_mtime), size=size, link=link, origin=origin)
 
 
 def _clean(path: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from wherry.cli.args import Option, Spec, Usage, pair, parse
+from wherry.cli.building import MORE_OPTIONS, more_of, outputs_of, secrets_of, write_output
 from wherry.cli.containers import table
 from wherry.cli.engine import Refused, call, fetch, part, show_progress
 from wherry.cli.names import auth_header, split_name
@@ -21,6 +22,7 @@ BUILD = Spec(
         Option("label", "KEY=VALUE", shape="many"),
         Option("target", "the stage to end with"),
         Option("no-cache", "run every step", shape="flag"),
+        *MORE_OPTIONS,
         Option("quiet", "print only the image's id", "q", "flag"),
     ),
     least=1,
@@ -168,11 +170,15 @@ def build_command(argv: Sequence[str]) -> int:
         "target": args["target"],
         "nocache": int(args.flag("no-cache")),
     }
-    answer = call(
-        "POST", "/build", query=query, data=context, headers={"Content-Type": "application/x-tar"}, timeout_s=None
-    )
-    aux = show_progress(answer, quiet=args.flag("quiet"))
-    if args.flag("quiet"):
+    outputs = outputs_of(args)
+    query["wherry"] = more_of(args, outputs)
+    headers = {"Content-Type": "application/x-tar", **secrets_of(args)}
+    answer = call("POST", "/build", query=query, data=context, headers=headers, timeout_s=None)
+    piped = any(each["dest"] == "-" and each["type"] != "image" for each in outputs)
+    aux = show_progress(answer, quiet=args.flag("quiet") or piped)
+    for output in outputs:
+        write_output(str(aux.get("ID", "")), output)
+    if args.flag("quiet") and not piped:
         sys.stdout.write(str(aux.get("ID", "")) + "\n")
     return 0
 

@@ -26,6 +26,7 @@ UP = Spec(
         Option("simulated", "simulated nodes, whose pods only seem to run", shape="number"),
         Option("profile", "times of failure detection", choices=("default", "fast-failover")),
         Option("durability", "what an answered write survives", choices=("full", "test")),
+        Option("publish-address", "where ports are published that name no address [default: 0.0.0.0]"),
         Option("timeout", "seconds to wait for readiness [default: 60]", shape="number"),
         Option("owner-fd", "end everything when this file descriptor closes", shape="number"),
         Option("temporary", "with --owner-fd: the state goes too", shape="flag"),
@@ -102,7 +103,7 @@ def up_command(argv: Sequence[str]) -> int:
     options = up.Options(
         root=str(found["root"]), nodes=nodes, simulated=simulated, profile=str(found["profile"]),
         durability=str(found["durability"]), timeout_s=float(found["timeout"] or 60), owner_fd=args["owner-fd"],
-        temporary=args.flag("temporary"),
+        temporary=args.flag("temporary"), publish_address=str(found["publish-address"]),
     )  # fmt: skip
     started = up.up(options, say)
     say(f"wherry is up: {started.summary}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from wherry.cli.args import Option, Parsed, Spec, Usage, parse
+from wherry.cli.args import Option, Parsed, Spec, Usage, help_text, parse
 from wherry.cli.containers import table
 from wherry.cli.instances import ROOT
 from wherry.errors import WherryError
@@ -161,10 +161,25 @@ SERVE = Spec(
 )
 
 
+_SUMMARIES = tuple((name, verb.summary) for name, verb in VERBS.items())
+REGISTRY = Spec(
+    "registry",
+    "Run a registry alone, or administer the one of a root. 'wherry registry COMMAND --help' says more.\n\nCommands:\n"
+    + "\n".join(f"  {name:<13} {summary}" for name, summary in (("serve", SERVE.summary), *_SUMMARIES)),
+    "COMMAND ... [--root DIR] [-o json]",
+    (ROOT, OUTPUT),
+    examples=(
+        "wherry registry serve --root ./registry",
+        "wherry registry add ci --robot",
+        "wherry registry gc --dry-run",
+    ),
+)
+
+
 def registry_command(argv: Sequence[str]) -> int:
     """`wherry registry`."""
     if not argv or argv[0] in ("--help", "-h"):
-        sys.stdout.write(_overview())
+        sys.stdout.write(help_text(REGISTRY))
         return 0 if argv else 2
     if argv[0] == "serve":
         return _serve(argv[1:])
@@ -265,10 +280,3 @@ def _cell(column: str, value: Any) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value)
     return "" if value is None else str(value)
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = ["Usage: wherry registry COMMAND ...", "", "Commands:", f"  {'serve':<{width}}  {SERVE.summary}"]
-    lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(lines) + "\n"

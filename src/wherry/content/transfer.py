@@ -28,12 +28,16 @@ CONFIG_MAX_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Progress of one blob. `action`: exists, download, upload, mounted, done; bytes so far and in all."""
+    """Progress of one blob. `action`: exists, download, upload, mounted, done, extract, unpacked; bytes so far and in all.
+
+    `layer`: it is one, and not a configuration.
+    """
 
     digest: Digest
     action: str
     current: int
     total: int
+    layer: bool = True
 
 
 Progress = Callable[[Step], None]
@@ -134,7 +138,7 @@ class _Pull:
         parse_digest(child.digest)
         async with self._slots:
             if await self._content.cover(child.digest, self._lease) is not None:
-                self._progress(Step(child.digest, "exists", child.size, child.size))
+                self._progress(_step(child, "exists", child.size, child.size))
                 return
             writer = await self._content.ingest(lease=self._lease)
             try:
@@ -152,7 +156,7 @@ class _Pull:
             finally:
                 await writer.abort()
             self.moved += child.size
-            self._progress(Step(child.digest, "done", child.size, child.size))
+            self._progress(_step(child, "done", child.size, child.size))
 
     async def _receive(self, child: Descriptor, writer: Writer) -> tuple[Writer, str]:
         """Read what is missing of a blob; say what broke the connection, if anything. The bytes so far stay."""
@@ -165,7 +169,7 @@ class _Pull:
                 if writer.offset + len(part) > child.size:
                     raise Damaged(f"blob {child.digest}: more bytes come than the {child.size} that the manifest says")
                 await writer.write(part)
-                self._progress(Step(child.digest, "download", writer.offset, child.size))
+                self._progress(_step(child, "download", writer.offset, child.size))
         except (OSError, TimeoutError, Unavailable) as error:
             return writer, str(error) or "no bytes in time"
         finally:
@@ -208,7 +212,7 @@ class _Push:
     async def _blob(self, child: Descriptor) -> None:
         async with self._slots:
             if await self._remote.exists(self._repository, "blobs", child.digest):
-                self._progress(Step(child.digest, "exists", child.size, child.size))
+                self._progress(_step(child, "exists", child.size, child.size))
                 return
             if await self._content.stat(child.digest) is None:
                 raise NotFound(f"blob {child.digest}: it is part of {self._repository}, but not on this machine")
@@ -216,7 +220,7 @@ class _Push:
                 mount_from = self._mount_from[0] if self._mount_from and attempt == 1 else ""
                 location = await self._remote.begin_upload(self._repository, child.digest, mount_from)
                 if not location:
-                    self._progress(Step(child.digest, "mounted", child.size, child.size))
+                    self._progress(_step(child, "mounted", child.size, child.size))
                     return
                 try:
                     await self._remote.upload(self._repository, location, child.digest, child.size, self._body(child))
@@ -226,7 +230,7 @@ class _Push:
                         raise
                     await machine.sleep(back_off_s(attempt))
             self.moved += child.size
-            self._progress(Step(child.digest, "done", child.size, child.size))
+            self._progress(_step(child, "done", child.size, child.size))
 
     def _body(self, child: Descriptor) -> Callable[[], AsyncIterator[bytes]]:
         async def body() -> AsyncIterator[bytes]:
@@ -234,7 +238,7 @@ class _Push:
             async for part in self._content.stream(child.digest):
                 yield part
                 sent += len(part)
-                self._progress(Step(child.digest, "upload", sent, child.size))
+                self._progress(_step(child, "upload", sent, child.size))
 
         return body
 
@@ -259,6 +263,10 @@ async def _together(jobs: Iterable[Coroutine[None, None, None]]) -> None:
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
         raise first from None
+
+
+def _step(child: Descriptor, action: str, current: int, total: int) -> Step:
+    return Step(child.digest, action, current, total, "config" not in child.media_type)
 
 
 def _silent(step: Step) -> None:

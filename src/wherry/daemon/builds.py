@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wherry.clock import Clock
 from wherry.content.protocol import Content
+from wherry.doors.docker.builds import BuildOptions
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import Image
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TarBuild:
-    """doors.docker.images.Build over the builder of this machine."""
+    """doors.docker.builds.Build over the builder of this machine."""
 
     def __init__(self, engine: LocalEngine, content: Content, root: Path, *, clock: Clock) -> None:
         self._engine, self._content, self._root, self._clock = engine, content, root, clock
@@ -60,19 +61,55 @@ class TarBuild:
         target: str,
         no_cache: bool,
         labels: Mapping[str, str],
+        options: BuildOptions,
         say: Callable[[str], None],
-    ) -> Image:
-        """Build; see doors.docker.images.Build."""
+    ) -> Image | None:
+        """Build; see doors.docker.builds.Build."""
         builder = await self._opened()
+        from wherry.builder.service import Wanted
+        from wherry.builder.squeezing import parse_compression
+
+        wanted = Wanted(
+            tags=tags,
+            args=args,
+            target=target,
+            no_cache=no_cache,
+            fresh_stages=options.fresh_stages,
+            labels=labels,
+            annotations=options.annotations,
+            pull=options.pull,
+            contexts={name: _context(place) for name, place in options.contexts.items()},
+            secrets=options.secrets,
+            network=options.network,
+            cache_from=[Path(place) for place in options.cache_from],
+            cache_to=Path(options.cache_to) if options.cache_to else None,
+            compression=parse_compression(options.compression, options.compression_level)
+            if options.compression
+            else None,
+        )
 
         def tell(event: "BuildEvent") -> None:
             text = words_of(event)
             if text:
                 say(text)
 
-        return await builder.build(
-            context, dockerfile, tags=tags, args=args, target=target, no_cache=no_cache, labels=labels, progress=tell
-        )
+        if options.check:
+            found = await builder.check(context, dockerfile, wanted=wanted)
+            say("".join(f"{text}\n" for text in found) or "no warnings\n")
+            return None
+        return await builder.build(context, dockerfile, wanted=wanted, progress=tell)
+
+    async def rootfs(self, name: str) -> AsyncIterator[bytes]:
+        """Yield an image's files as a tar."""
+        builder = await self._opened()
+        async with builder.export(name) as parts:
+            async for part in parts:
+                yield part
+
+
+def _context(place: str) -> "Path | str":
+    """A named context: a directory, or an image."""
+    return Path(place) if place.startswith("/") else place
 
 
 def words_of(event: "BuildEvent") -> str:

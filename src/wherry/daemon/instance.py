@@ -39,6 +39,7 @@ class Plan(msgspec.Struct, frozen=True):
     api_port: int
     registry_port: int
     durability: Literal["full", "test"] = "full"
+    publish_address: str = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)

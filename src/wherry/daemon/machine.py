@@ -93,7 +93,7 @@ async def engine_role(
             networking=Networking(
                 instance.id,
                 Bridges(instance.id, nft, guard, subnets=Claims()),
-                Ports(instance.id, nft, guard),
+                Ports(instance.id, nft, guard, default_address=plan.publish_address),
                 default_subnet=node.pod_cidr,
             ),
         )

@@ -5,7 +5,6 @@
 """
 
 import asyncio
-import logging
 import os
 import signal
 import ssl
@@ -16,16 +15,13 @@ from pathlib import Path
 
 from wherry.clock import Clock, RealClock
 from wherry.content.local import LocalContent
-from wherry.errors import Conflict, Invalid, WherryError
+from wherry.errors import Invalid
 from wherry.registry.access import trust_local
+from wherry.registry.keeping import COLLECT_S, keep
 from wherry.registry.service import Registry
-from wherry.registry.usage import note_stored
 from wherry.wire.server import Server
 
 SOCKET = "registry.sock"
-COLLECT_S = 3600.0
-METER_S = 600.0
-log = logging.getLogger("wherry.registry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,7 @@ async def registry_alone(options: Options, clock: Clock) -> AsyncGenerator[Runni
             inner = Server(registry.handle_local)
             stack.push_async_callback(inner.close, 2.0)
             await inner.start_tcp(*split_address(options.metrics, "metrics"))
-        keeping = asyncio.create_task(_keep(registry, clock, options.collect_s), name="registry-keeping")
+        keeping = asyncio.create_task(keep(registry, clock, collect_s=options.collect_s), name="registry-keeping")
         stack.push_async_callback(_end, keeping)
         yield Running(registry, f"{host}:{port}")
 
@@ -115,23 +111,6 @@ def _tls(options: Options) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise Invalid(f"certificate {options.certificate}: {error}") from None
     return context
-
-
-async def _keep(registry: Registry, clock: Clock, collect_s: float) -> None:
-    """Collect by the clock, and note what is stored."""
-    last = clock.now()
-    while True:
-        await clock.sleep(min(METER_S, collect_s))
-        try:
-            await note_stored(registry.database, clock.now())
-            if clock.now() - last >= collect_s:
-                last = clock.now()
-                done = await registry.collector.collect(lifecycle=True)
-                log.info("registry: collected %d blobs, %d bytes", done.blobs, done.bytes)
-        except Conflict:
-            continue  # somebody runs one by hand
-        except WherryError as error:
-            log.error("registry: keeping: %s", error.message)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -170,6 +170,7 @@ async def registry_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGe
     """Run the cluster's registry: on its unix socket, where local roles may write, and on loopback, where a token is asked."""
     from wherry.content.local import LocalContent
     from wherry.registry.access import trust_local
+    from wherry.registry.keeping import keep
     from wherry.registry.service import Registry
 
     token_file = instance.server / "registry-token"
@@ -183,9 +184,11 @@ async def registry_role(instance: Instance, plan: Plan, clock: Clock) -> AsyncGe
     instance.registry_socket.parent.mkdir(parents=True, exist_ok=True)
     await server.start_unix(instance.registry_socket, mode=0o660)
     await server.start_tcp("127.0.0.1", plan.registry_port)
+    keeping = asyncio.create_task(keep(registry, clock), name="registry-keeping")
     try:
         yield
     finally:
+        await _end(keeping)
         await server.close(2.0)
         await registry.close()
         await content.close()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Options:
     timeout_s: float
     owner_fd: int | None = None
     temporary: bool = False
+    publish_address: str = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def up(options: Options, say: Say) -> Started:
 
 def _decide(instance: Instance, options: Options) -> Plan:
     """Read the plan, or make it: what was decided once stays, so that addresses and ports are the same after a restart."""
+    publish_address = _address(options.publish_address)
     try:
         plan = instance.load()
     except NotFound:
@@ -135,7 +138,9 @@ def _decide(instance: Instance, options: Options) -> Plan:
     for name in (*names, *simulated):
         if name not in kept:
             nodes.append(plan_node(instance, plan, nodes, name, simulated=name in simulated))
-    plan = msgspec.structs.replace(plan, nodes=tuple(nodes), profile=_profile(options.profile))
+    plan = msgspec.structs.replace(
+        plan, nodes=tuple(nodes), profile=_profile(options.profile), publish_address=publish_address
+    )
     instance.save(plan)
     return plan
 
@@ -150,6 +155,13 @@ def plan_node(instance: Instance, plan: Plan, nodes: Sequence[NodePlan], name: s
     cidr = networks.node_range(plan.pod_cidr, index)
     address = networks.node_address(instance, plan, index, cidr, apart=apart)
     return NodePlan(name=name, index=index, real=not simulated, apart=apart, pod_cidr=cidr, address=address)
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise Invalid(f"publish-address {text!r}: an address of this machine, or 0.0.0.0 for all") from None
 
 
 def _profile(text: str) -> Profile:

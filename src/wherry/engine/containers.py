@@ -20,6 +20,7 @@ from wherry.engine import restarts
 from wherry.engine.events import Events
 from wherry.engine.images import Images
 from wherry.engine.intents import intend, own_sandbox
+from wherry.engine.joins import joined
 from wherry.engine.lives import Life, Lives, Run, view
 from wherry.engine.paths import Paths
 from wherry.engine.records import ContainerRecord, Records, SandboxRecord, Stage
@@ -374,6 +375,7 @@ class Containers:
         async with self._slots:
             if record.owns_sandbox:
                 await self._sandboxes.ensure(own_sandbox(record.spec, record.id))
+            others = await joined(record, self.lives, self._sandboxes)
             self._settings.arrow("sandbox")
 
             def spawned(monitor: processes.Identity, mount_points: Sequence[str]) -> None:
@@ -381,7 +383,7 @@ class Containers:
                 self.put(life, replace(life.record, stage=Stage.SPAWNED, monitor=monitor, mount_points=points))
                 self._settings.arrow("spawned")
 
-            made = await self._runs.make(record, self._sandboxes.row(record.sandbox), image.config, spawned)
+            made = await self._runs.make(record, self._sandboxes.row(record.sandbox), image.config, spawned, others)
         self._settings.arrow("made")
         self.put(life, replace(life.record, stage=Stage.CREATED, process=made.process))
         self._settings.arrow("created")
@@ -473,7 +475,8 @@ class Containers:
 
     async def _send_kill(self, life: Life, run: Run) -> None:
         sandbox = self.sandbox_of(life.record)
-        if sandbox is not None and sandbox.spec.host_pid:  # without a PID namespace its children would live on
+        shares = "pid" in life.record.spec.join
+        if sandbox is not None and (sandbox.spec.host_pid or shares):  # without a PID namespace its children would live on
             await self._runs.kill_all(life.record, sandbox)
         else:
             processes.send_signal(run.process, signal.SIGKILL)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wherry.engine.spec import Device
-from wherry.engine.types import DeviceMap
+from wherry.engine.types import DeviceMap, Limits
 from wherry.errors import Invalid
 
 _OWN_FOLDERS = ("pts", "shm", "mqueue", "fd", "hugepages")
@@ -50,6 +50,21 @@ def device_rules(texts: Sequence[str]) -> list[dict[str, Any]]:
                 rule[name] = int(value)
         rules.append(rule)
     return rules
+
+
+def block_io(limits: Limits) -> dict[str, Any]:
+    """Turn limits of reading and writing into `linux.resources.blockIO`. Raises Invalid for what is no device."""
+    made: dict[str, Any] = {} if limits.blkio_weight is None else {"weight": limits.blkio_weight}
+    for kind, rates in limits.io_rates.items():
+        rows: list[dict[str, int]] = []
+        for path, rate in rates:
+            try:
+                device = os.stat(path).st_rdev
+            except OSError as error:
+                raise Invalid(f"limit of device {path}: {error.strerror}") from None
+            rows.append({"major": os.major(device), "minor": os.minor(device), "rate": rate})
+        made[f"throttle{kind}Device"] = rows
+    return made
 
 
 def _below(directory: str, target: str, rights: str) -> list[Device]:

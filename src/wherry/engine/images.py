@@ -7,12 +7,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from wherry.clock import parse_rfc3339
 from wherry.content import oci, transfer
+from wherry.content.hosts import hosts_for
 from wherry.content.inflate import compression_of
 from wherry.content.names import ImageName, cluster_repository, parse_name
 from wherry.content.protocol import Content, Digest
@@ -20,7 +22,7 @@ from wherry.content.remote import Credentials, Remote, endpoint_of
 from wherry.engine.events import Events
 from wherry.engine.settings import EngineSettings
 from wherry.engine.types import Image
-from wherry.errors import Conflict, Damaged, Invalid, NotFound, Unavailable, WherryError
+from wherry.errors import Conflict, Damaged, Forbidden, Invalid, NotFound, Unauthorized, Unavailable, WherryError
 
 log = logging.getLogger(__name__)
 
@@ -124,18 +126,15 @@ class Images:
         self._known[digest] = found
         return found
 
-    async def pull(self, ref: str, auth: Mapping[str, str] | None, progress: Any) -> Image:
+    async def pull(self, ref: str, auth: Mapping[str, str] | None, progress: Any, platform: str = "") -> Image:
         """Get an image from the cluster's registry or else the one its name says, and name it here."""
         name = parse_name(ref)
+        wanted = platform_of(platform) if platform else None
         lease = await self._content.lease(seconds=LEASE_S)
         try:
-            pulled = await self._pull_from_cluster(name, lease, progress)
+            pulled = await self._pull_from_cluster(name, lease, progress, wanted)
             if pulled is None:
-                endpoint = endpoint_of(name, tuple(self._settings.insecure))
-                async with Remote(endpoint, credentials=Credentials.of(auth)) as remote:
-                    pulled = await transfer.pull(
-                        self._content, remote, name.path, name.reference, lease=lease, progress=progress
-                    )
+                pulled = await self._pull_from_outside(name, lease, Credentials.of(auth), progress, wanted)
             await self._give(str(name), pulled.manifest)
         finally:
             await self._content.end_lease(lease)
@@ -296,7 +295,9 @@ class Images:
         media_type = _LAYER_TYPES.get(kind, oci.OCI_LAYER)
         return oci.Descriptor(media_type=media_type, digest=digest, size=blob.size_bytes)
 
-    async def _pull_from_cluster(self, name: ImageName, lease: str, progress: Any) -> transfer.Pulled | None:
+    async def _pull_from_cluster(
+        self, name: ImageName, lease: str, progress: Any, platform: oci.Platform | None
+    ) -> transfer.Pulled | None:
         if not self._settings.cluster_registry:
             return None
         own = name.domain == self._settings.registry_host
@@ -304,7 +305,7 @@ class Images:
         try:
             async with self._cluster() as remote:
                 return await transfer.pull(
-                    self._content, remote, repository, name.reference, lease=lease, progress=progress
+                    self._content, remote, repository, name.reference, lease=lease, platform=platform, progress=progress
                 )
         except NotFound:
             if own:
@@ -314,6 +315,26 @@ class Images:
                 raise
             log.warning("image %s: the cluster's registry: %s", name, error.message)
         return None
+
+    async def _pull_from_outside(
+        self, name: ImageName, lease: str, credentials: Credentials | None, progress: Any, platform: oci.Platform | None
+    ) -> transfer.Pulled:
+        """Ask the mirrors of a registry (hosts.toml), then itself. Mirrors get no credentials."""
+        origin = endpoint_of(name, tuple(self._settings.insecure))
+        for host in hosts_for(Path(self._settings.hosts_dir), name.domain, origin):
+            if not host.origin and (not host.pulls or (not host.resolves and name.digest is None)):
+                continue
+            try:
+                known = credentials if host.origin else None
+                async with Remote(host.endpoint, credentials=known, tls=host.tls()) as remote:
+                    return await transfer.pull(
+                        self._content, remote, name.path, name.reference, lease=lease, platform=platform, progress=progress
+                    )
+            except (NotFound, Unavailable, Unauthorized, Forbidden) as error:
+                if host.origin:
+                    raise
+                log.info("image %s: mirror %s: %s; asking the next", name, host.endpoint, error.message)
+        raise NotFound(f"image {name}: no host may be asked for it")
 
     def _cluster(self) -> Remote:
         """The cluster's registry. Raises Unavailable at once when its socket is not even there."""
@@ -343,6 +364,16 @@ class Images:
                 await remote.put_manifest(repository, name.reference, oci.document_type(data), data)
             else:
                 await transfer.push(self._content, remote, repository, name.reference, digest, progress=progress)
+
+
+def platform_of(text: str) -> oci.Platform:
+    """Read `linux/arm64`, `linux/arm/v7` or `arm64`. Raises Invalid."""
+    parts = [part for part in text.lower().split("/") if part]
+    if not 1 <= len(parts) <= 3:
+        raise Invalid(f"platform {text!r}: write os/architecture or os/architecture/variant")
+    if len(parts) == 1:
+        parts = ["linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(parts[0], parts[0])]
+    return oci.Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else "")
 
 
 def _names(holders: Sequence[tuple[str, Digest]]) -> list[tuple[str, Digest]]:

@@ -178,9 +178,14 @@ class LocalEngine:
         """See Engine."""
         return await self._images.all()
 
-    async def pull(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> Image:
-        """See Engine. `progress` is called with each content/transfer.Step."""
-        return await self._images.pull(ref, auth, progress)
+    async def pull(
+        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
+    ) -> Image:
+        """See Engine. `progress` is called with each content/transfer.Step. Its layers are unpacked on return."""
+        image = await self._images.pull(ref, auth, progress, platform)
+        known = await self._images.known(Digest(image.digest))
+        await self._snapshots.ensure(known.layers, f"image {ref}", progress)
+        return image
 
     async def push(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> str:
         """See Engine."""
@@ -467,7 +472,9 @@ class LocalEngine:
 
     def _with_networks(self, container: Container) -> Container:
         ports, endpoints = self.networks.ports_of(container.sandbox), self.networks.endpoints_of(container.sandbox)
-        return replace(container, ports=ports, endpoints=endpoints) if ports or endpoints else container
+        is_on_pods = container.address and all(each.address != container.address for each in endpoints)
+        gateway = self._network.gateway if is_on_pods else ""
+        return replace(container, ports=ports, endpoints=endpoints, gateway=gateway)
 
     # inside -----------------------------------------------------------------------------------------------------------
     def _find(self, ref: str) -> Life:

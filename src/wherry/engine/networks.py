@@ -17,13 +17,13 @@ from wherry.engine.events import Events
 from wherry.engine.names import Names, NameServers
 from wherry.engine.records import Records
 from wherry.engine.types import Endpoint, Join, Network, NetworkSpec, SandboxSpec
-from wherry.errors import AlreadyExists, Broken, Conflict, Forbidden, Invalid, NotFound, Unsupported, WherryError
+from wherry.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, Unsupported, WherryError
 from wherry.network.bridges import Bridges, bridge_link, port_link
 from wherry.network.ports import Ports
 from wherry.network.types import BridgeNetwork, BridgePort, PortBinding, PublishedPort
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_. -]*[a-zA-Z0-9_.-])?")
 PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 """The networks that are always there, with their drivers."""
 
@@ -73,7 +73,7 @@ class Networks:
         for row in self._rows.values():
             try:
                 await self._servers.add(row.id, row.spec.gateway, internal=row.spec.internal)
-            except Broken as error:
+            except WherryError as error:
                 log.warning("network %s: names are not answered: %s", row.spec.name, error.message)
 
     async def take_up_ports(self, running: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class Networks:
         """Make one. Raises AlreadyExists, Invalid, Forbidden (a subnet that somebody has), Unavailable, Broken."""
         networking = self._need()
         if _NAME.fullmatch(spec.name) is None:
-            raise Invalid(f"invalid network name {spec.name!r}: letters, digits, '_', '.' and '-'")
+            raise Invalid(f"invalid network name {spec.name!r}: letters, digits, '_', '.', '-' and spaces between")
         if spec.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {spec.name} network ")
         self._check_name(spec.name)

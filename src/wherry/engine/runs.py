@@ -19,6 +19,7 @@ import msgspec
 from wherry.clock import machine
 from wherry.engine import capabilities, devices, monitor, seccomp, ulimits, users
 from wherry.engine import spec as specs
+from wherry.engine.joins import Joined
 from wherry.engine.paths import Paths
 from wherry.engine.records import ContainerRecord, SandboxRecord
 from wherry.engine.runtime import Runtime
@@ -88,6 +89,7 @@ class Runs:
         sandbox: SandboxRecord,
         image: Mapping[str, Any],
         spawned: Callable[[Identity, Sequence[str]], None],
+        others: Joined,
     ) -> Made:
         """Create a container, its process waiting for `runtime.start`; `spawned` is told of conmon before it goes on,
         and of the mount points that the image does not have.
@@ -106,7 +108,7 @@ class Runs:
             finally:
                 os.close(root)
         sources = self._stage(record, bundle)
-        document, made_points = self._document(record, sandbox, image, sources)
+        document, made_points = self._document(record, sandbox, image, sources, others)
         for name, path in record.spec.env_files.items():
             document["process"]["env"].append(f"{name}={Path(path).read_text(errors='surrogateescape')}")
         (bundle / "config.json").write_bytes(msgspec.json.encode(document))
@@ -299,6 +301,7 @@ class Runs:
         sandbox: SandboxRecord,
         image: Mapping[str, Any],
         sources: Mapping[str, str],
+        others: Joined,
     ) -> tuple[dict[str, Any], Sequence[str]]:
         spec = record.spec
         root = self._paths.bundle(record.id) / "rootfs"
@@ -322,10 +325,10 @@ class Runs:
             root=str(root),
             user=user,
             cgroup=self._groups.runtime_path(self.group(record, sandbox)),
-            hostname=sandbox.spec.hostname,
-            namespaces=self._sandboxes.namespaces(sandbox),
+            hostname=others.hostname or sandbox.spec.hostname,
+            namespaces={**self._sandboxes.namespaces(sandbox), **others.namespaces},
             fresh=fresh,
-            files=self._sandboxes.files(sandbox),
+            files=others.files or self._sandboxes.files(sandbox),
             shm=self._sandboxes.shm(sandbox) or "/dev/shm",
             volumes={
                 mount.source: sources.get(place := str(self._volumes.place(mount.source)), place)
@@ -339,6 +342,7 @@ class Runs:
             devices=devices.host_devices() if spec.privileged else devices.chosen_devices(spec.devices),
             device_rules=devices.device_rules(spec.device_rules),
             rlimits=self._rlimits(record),
+            block_io=devices.block_io(spec.limits),
             init=find_init() if spec.init else "",
         )
         return specs.make(spec, image, place), points

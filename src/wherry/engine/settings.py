@@ -20,7 +20,8 @@ class EngineSettings:
     registry's own name in images (`REGISTRYHOST:PORT/x`). `shares_content`: it keeps its blobs in this very content store,
     so a tag there moves no bytes. `on_tag` is told of each name given (name, manifest digest), in place of the PUT to the
     registry. `parallel` bounds the runtime calls at once (0: twice the cores). `rotate_every_s`: how often logs are
-    measured. `insecure` are registries spoken to by plain HTTP. `arrow` is called between two states (see README.md).
+    measured. `insecure` are registries spoken to by plain HTTP.
+    `hosts_dir` has mirrors per registry (`HOST/hosts.toml`). `arrow` is called between two states (see README.md).
     """
 
     runtime: str = ""
@@ -33,6 +34,7 @@ class EngineSettings:
     rotate_every_s: float = 5.0
     insecure: frozenset[str] = frozenset()
     cgroup: str = ""
+    hosts_dir: str = "/etc/containerd/certs.d"
     arrow: Callable[[str], None] = ignore_arrow
 
     @property

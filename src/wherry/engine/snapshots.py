@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wherry.content.digests import parse_digest
 from wherry.content.protocol import Content, Digest
+from wherry.content.transfer import Progress, Step
 from wherry.content.unpack_child import unpack
 from wherry.engine.paths import Paths
 from wherry.engine.trash import Trash
@@ -60,15 +61,18 @@ class Snapshots:
                 self._trash.put(Path(entry.path.removesuffix(".new")))
                 Path(entry.path).unlink()
 
-    async def ensure(self, layers: Sequence[tuple[Digest, str]], what: str) -> None:
-        """Unpack the layers (blob digest, diff id) that are not unpacked. Raises Damaged, Invalid, NotFound, Broken."""
+    async def ensure(self, layers: Sequence[tuple[Digest, str]], what: str, progress: Progress | None = None) -> None:
+        """Unpack the layers (blob digest, diff id) that are not unpacked. Raises Damaged, Invalid, NotFound, Broken.
+
+        `progress` hears when each is begun and done.
+        """
         missing = [pair for pair in layers if not self._directory(pair[1]).is_dir()]
         if not missing:
             return
         try:
             async with asyncio.TaskGroup() as group:
                 for blob, diff_id in dict.fromkeys(missing):
-                    group.create_task(self._unpack(blob, diff_id, what), name=f"unpack {diff_id}")
+                    group.create_task(self._unpack(blob, diff_id, what, progress), name=f"unpack {diff_id}")
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
@@ -109,14 +113,17 @@ class Snapshots:
             for mark in fresh:
                 mark.unlink(missing_ok=True)
 
-    async def _unpack(self, blob: Digest, diff_id: str, what: str) -> None:
+    async def _unpack(self, blob: Digest, diff_id: str, what: str, progress: Progress | None) -> None:
         target = self._directory(diff_id)
         lock = self._locks.setdefault(target.name, asyncio.Lock())
         async with lock, self._slots:
             if target.is_dir():
                 return
-            if await self._content.stat(blob) is None:
+            found = await self._content.stat(blob)
+            if found is None:
                 raise NotFound(f"{what}: its layer {blob} is not on this machine; pull the image again")
+            if progress is not None:
+                progress(Step(blob, "extract", 0, found.size_bytes))
             making = self._paths.snapshots / f"making-{secrets.token_hex(8)}"
             making.mkdir(mode=0o755)
             try:
@@ -130,6 +137,9 @@ class Snapshots:
             finally:
                 with suppress(FileNotFoundError):
                     await asyncio.to_thread(shutil.rmtree, making)
+            if progress is not None:
+                progress(Step(blob, "extract", found.size_bytes, found.size_bytes))
+                progress(Step(blob, "unpacked", found.size_bytes, found.size_bytes))
             log.info("%s: unpacked %s, %d bytes", what, blob, done.size_bytes)
 
     def _directory(self, diff_id: str) -> Path:

@@ -3,7 +3,6 @@
 Source: OCI runtime-spec 1.0.2; the defaults are Docker's ("docker run" reference; moby's oci/defaults).
 """
 
-import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -93,6 +92,7 @@ class Place:
     devices: Sequence[Device] = ()
     device_rules: Sequence[Mapping[str, Any]] = ()
     rlimits: Sequence[Mapping[str, Any]] = ()
+    block_io: Mapping[str, Any] = field(default_factory=dict[str, Any])
     init: str = ""
 
 
@@ -153,7 +153,9 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
     linux: dict[str, Any] = {
         "cgroupsPath": place.cgroup,
         "namespaces": _namespaces(place),
-        "resources": resources(spec.limits) | {"devices": _device_rules(spec.privileged, place)},
+        "resources": resources(spec.limits)
+        | {"devices": _device_rules(spec.privileged, place)}
+        | ({"blockIO": dict(place.block_io)} if place.block_io else {}),
     }
     if not spec.privileged:
         linux |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READ_ONLY_PATHS)}
@@ -240,26 +242,10 @@ def resources(limits: Limits) -> dict[str, Any]:
         memory["reservation"] = limits.memory_reservation_bytes
     if cpu:
         made["cpu"] = cpu
-    if io := _io(limits):
-        made["blockIO"] = io
     if memory:
         made["memory"] = memory
     if limits.pids:
         made["pids"] = {"limit": limits.pids}
-    return made
-
-
-def _io(limits: Limits) -> dict[str, Any]:
-    made: dict[str, Any] = {} if limits.blkio_weight is None else {"weight": limits.blkio_weight}
-    for kind, rates in limits.io_rates.items():
-        rows: list[dict[str, int]] = []
-        for path, rate in rates:
-            try:
-                device = os.stat(path).st_rdev
-            except OSError as error:
-                raise Invalid(f"limit of device {path}: {error.strerror}") from None
-            rows.append({"major": os.major(device), "minor": os.minor(device), "rate": rate})
-        made[f"throttle{kind}Device"] = rows
     return made
 
 

@@ -238,7 +238,8 @@ class ContainerSpec:
     `restart` is Docker's policy name ("no", "always", "unless-stopped", "on-failure:N"): the engine itself restarts; pods
     use "no", since the node decides there. `env_files` are variables whose values are read from files of this machine at
     each start, and are kept in no record: secrets. `log_type` and `log_options` are shown, no more. `init`: a small first
-    process that reaps. `device_rules`: such as "c 189:* rwm".
+    process that reaps. `device_rules`: such as "c 189:* rwm". `join`: the id of
+    the container whose "network" or "pid" it has.
     """
 
     name: str
@@ -282,6 +283,7 @@ class ContainerSpec:
     device_rules: Sequence[str] = ()
     oom_score_adj: int = 0
     health: Health | None = None
+    join: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +301,8 @@ class Container:
     """A container as it stands. `image_id` is the image config's digest; times are unix seconds, 0 for not yet.
 
     `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by name. `ports` are
-    published now; `endpoints` are its places on networks of people's own.
+    published now; `endpoints` are its places on networks of people's own; `gateway` is the machine's address on the pod
+    network, where it is on that.
     """
 
     id: str
@@ -320,6 +323,7 @@ class Container:
     health: HealthState | None = None
     ports: Sequence[PublishedPort] = ()
     endpoints: Sequence[Endpoint] = ()
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)

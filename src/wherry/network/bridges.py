@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 
-from wherry.errors import Broken
+from wherry.errors import Broken, Conflict
 from wherry.host import kernel, namespaces, netlink
 from wherry.host.nftables import Nft
 from wherry.network import ranges
@@ -105,10 +105,15 @@ class Bridges:
 
     async def start(self, networks: Sequence[BridgeNetwork], links: Sequence[str]) -> None:
         """Make what is missing of `networks`; take away bridges and links (but `links`) that belong to none."""
-        self._networks = {each.id: each for each in networks}
+        self._networks = {}
         for each in networks:
-            await self._claim(each.subnet)
-        await self._nft.call(lambda: self._set_up(networks, set(links)))
+            try:
+                await self._claim(each.subnet)
+                self._networks[each.id] = each
+            except Conflict as error:  # while we were down somebody else has come
+                log.warning("network %s stays away: %s", each.id[:12], error.message)
+        mine = list(self._networks.values())
+        await self._nft.call(lambda: self._set_up(mine, set(links)))
         await self._write()
         self._guard.add("networks", self._check)
 
@@ -148,7 +153,15 @@ class Bridges:
         await self.give_back(network.subnet)
 
     async def attach(self, network: BridgeNetwork, port: BridgePort, netns: str, *, is_way_out: bool) -> None:
-        """Give the namespace at path `netns` an interface on the network's bridge. Repeatable."""
+        """Give the namespace at path `netns` an interface on the network's bridge. Repeatable.
+
+        Raises Conflict when the network stays away, since somebody else has its subnet by now.
+        """
+        if network.id not in self._networks:
+            raise Conflict(
+                f"network {network.id[:12]}: its subnet {network.subnet} is somebody else's by now: remove the network, "
+                "and make it again"
+            )
         await namespaces.in_thread_async(
             lambda: _connect(network, port, netns, is_way_out=is_way_out), f"attach {port.address}"
         )

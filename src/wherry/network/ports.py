@@ -17,7 +17,7 @@ from wherry.errors import Broken, Conflict, Invalid, Unsupported, WherryError
 from wherry.host import conntrack
 from wherry.host.nftables import Nft
 from wherry.network.guard import Guard
-from wherry.network.relays import Relay
+from wherry.network.relays import DatagramRelay, Relay
 from wherry.network.types import PortBinding, PublishedPort
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ _TRIES = 16
 _UDP = 17
 
 Elements = dict[str, dict[str, str]]
+Carrier = Relay | DatagramRelay
 
 
 def table_name(instance: str) -> str:
@@ -111,7 +112,7 @@ class Ports:
         self._instance, self._nft, self._guard = instance, nft, guard
         self._default_address = default_address
         self._held: dict[str, Sequence[PublishedPort]] = {}
-        self._listeners: dict[str, list[Relay | socket.socket]] = {}
+        self._listeners: dict[str, list[Carrier]] = {}
         self._in_kernel: Elements | None = None
         self._lock = asyncio.Lock()
         self._behind: set[asyncio.Task[None]] = set()
@@ -143,15 +144,14 @@ class Ports:
         """Publish all or nothing; what the owner had before is given up. Raises Conflict in Docker's words, Invalid."""
         self._release(owner)
         got: list[PublishedPort] = []
-        listeners: list[Relay | socket.socket] = []
+        listeners: list[Carrier] = []
         try:
             for wish in wishes:
                 port, sockets = self._take(wish, got, address, gateway)
                 got.append(port)
                 listeners += _carriers(port, sockets)
             for each in listeners:
-                if isinstance(each, Relay):
-                    await each.start()
+                await each.start()
         except BaseException:
             for each in listeners:
                 each.close()
@@ -161,7 +161,7 @@ class Ports:
 
     async def adopt(self, owner: str, ports: Sequence[PublishedPort]) -> None:
         """Take up what an engine before us has published, before `start`; a port that somebody else listens on is kept."""
-        listeners: list[Relay | socket.socket] = []
+        listeners: list[Carrier] = []
         for port in ports:
             try:
                 sockets = _bind(port.protocol, port.host_address, port.host_port)
@@ -170,8 +170,7 @@ class Ports:
                 continue
             carriers = _carriers(port, sockets)
             for each in carriers:
-                if isinstance(each, Relay):
-                    await each.start()
+                await each.start()
             listeners += carriers
         self._held[owner] = tuple(ports)
         self._listeners[owner] = listeners
@@ -189,7 +188,7 @@ class Ports:
         await asyncio.gather(*self._behind, return_exceptions=True)
 
     # inside -----------------------------------------------------------------------------------------------------------
-    async def _hold(self, owner: str, ports: Sequence[PublishedPort], listeners: list[Relay | socket.socket]) -> None:
+    async def _hold(self, owner: str, ports: Sequence[PublishedPort], listeners: list[Carrier]) -> None:
         self._held[owner] = tuple(ports)
         self._listeners[owner] = listeners
         try:
@@ -214,8 +213,6 @@ class Ports:
         if wish.protocol not in ("tcp", "udp"):
             raise Unsupported(f"port {wish.port}/{wish.protocol}: only tcp and udp can be published")
         host = _host_address(wish.host_address or self._default_address)
-        if ":" in host and wish.protocol == "udp":
-            raise Unsupported(f"port [{host}]:{wish.host_first}/udp: UDP is published on IPv4 addresses only")
         taken = [each for ports in (*self._held.values(), also) for each in ports]
         numbers = range(wish.host_first, max(wish.host_first, wish.host_last) + 1) if wish.host_first else [0] * _TRIES
         refused = ""
@@ -325,10 +322,9 @@ def _host_address(text: str) -> str:
         raise Invalid(f"invalid IP address: {text}") from None
 
 
-def _carriers(port: PublishedPort, sockets: Sequence[socket.socket]) -> list[Relay | socket.socket]:
-    if port.protocol == "udp":
-        return list(sockets)
-    return [Relay(each, port.address, port.port) for each in sockets]
+def _carriers(port: PublishedPort, sockets: Sequence[socket.socket]) -> list[Carrier]:
+    kind = DatagramRelay if port.protocol == "udp" else Relay
+    return [kind(each, port.address, port.port) for each in sockets]
 
 
 def _bind(protocol: str, host: str, number: int) -> list[socket.socket]:
@@ -338,7 +334,7 @@ def _bind(protocol: str, host: str, number: int) -> list[socket.socket]:
         return [_listen(socket.AF_INET6, kind, host, number)]
     for attempt in range(_TRIES):
         first = _listen(socket.AF_INET, kind, host or "0.0.0.0", number)
-        if host or kind == socket.SOCK_DGRAM:
+        if host:
             return [first]
         try:
             return [first, _listen(socket.AF_INET6, kind, "::", int(first.getsockname()[1]))]

@@ -6,14 +6,18 @@ IPv4 connections are led by the kernel and pass here only in the second in which
 import asyncio
 import logging
 import socket
+from collections import OrderedDict
 from contextlib import suppress
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from wherry.clock import machine
 
 log = logging.getLogger(__name__)
 MOST_CONNECTIONS = 512
+MOST_FLOWS = 256
 CONNECT_S = 5.0
+FLOW_IDLE_S = 60.0
 _PIECE_BYTES = 1 << 16
 
 
@@ -64,6 +68,72 @@ class Relay:
             self._connections.discard(task)
             for each in (writer, far_writer):
                 each.close()
+
+
+@dataclass(slots=True)
+class _Flow:
+    channel: socket.socket
+    used: float
+
+
+class DatagramRelay:
+    """Carries datagrams from one socket to (`address`, `port`), and the answers back; a flow ends when it is silent."""
+
+    def __init__(self, listener: socket.socket, address: str, port: int) -> None:
+        self._listener, self._target = listener, (address, port)
+        self._flows: OrderedDict[Any, _Flow] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Begin to carry."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener, self._arrived)
+
+    def close(self) -> None:
+        """Free the port at once."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._listener)
+        for client in tuple(self._flows):
+            self._end(client)
+        self._listener.close()
+
+    def _arrived(self) -> None:
+        with suppress(OSError):  # nothing there, or it cannot be sent on: a datagram may be lost
+            data, client = self._listener.recvfrom(1 << 16)
+            self._flow(client).channel.send(data)
+
+    def _flow(self, client: Any) -> _Flow:
+        now = machine.monotonic()
+        for other, flow in tuple(self._flows.items()):  # the longest silent first
+            if now - flow.used < FLOW_IDLE_S and len(self._flows) < MOST_FLOWS:
+                break
+            self._end(other)
+        flow = self._flows.get(client)
+        if flow is None:
+            channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            channel.connect(self._target)
+            flow = self._flows[client] = _Flow(channel, now)
+            asyncio.get_running_loop().add_reader(channel, self._answered, client)
+        flow.used = now
+        self._flows.move_to_end(client)
+        return flow
+
+    def _answered(self, client: Any) -> None:
+        try:
+            data = self._flows[client].channel.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:  # nobody listens there
+            self._end(client)
+            return
+        with suppress(OSError):
+            self._listener.sendto(data, client)
+
+    def _end(self, client: Any) -> None:
+        flow = self._flows.pop(client, None)
+        if flow is not None and self._loop is not None:
+            self._loop.remove_reader(flow.channel)
+            flow.channel.close()
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

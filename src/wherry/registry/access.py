@@ -28,9 +28,12 @@ from wherry.wire.http import Peer, Request, Response
 
 PING, PULL, PUSH, DELETE, LIST, ADMIN = "ping", "pull", "push", "delete", "list", "admin"
 TOKEN_S = 300
+REFRESH_S = 86400.0
 SCOPES_MAX = 64
 SERVICE = "wherry"
 _KEY = "token-key"
+_REFRESH = (("refresh", ()),)
+"""What a refresh token is good for: no repository has this name and no action, so as a bearer token it opens nothing."""
 _PUBLIC = Policy("public", (Statement("Allow", principals=("*",), actions=(PULL,)),))
 _ALL = Policy("administrator", (Statement("Allow", actions=("*",), resources=("*",)),))
 
@@ -146,6 +149,18 @@ class Access:
         ask = Ask(caller.principals | {caller.name}, action, repository, context)
         return evaluate(ask, identity=identity, resource=resource, boundaries=boundaries)
 
+    def readable(self, caller: Caller, names: Sequence[str]) -> Sequence[str]:
+        """Keep of some repositories, in order, those that somebody may pull from: for catalogues."""
+        if not names or caller.trusted or self._open:
+            return names
+        if caller.scope is None and self._database.row("SELECT 1 FROM policies LIMIT 1") is None:
+            if caller.admin:  # nothing but visibility decides: one query for all
+                return names
+            query = "SELECT name, visibility FROM repositories WHERE name BETWEEN ? AND ?"
+            said = dict[str, str](self._database.rows(query, names[0], names[-1]))
+            return [name for name in names if (said.get(name) or ("public" if self._public else "")) == "public"]
+        return [name for name in names if self.decide(caller, PULL, name, asked=False).allowed]
+
     def check(self, caller: Caller, action: str, repository: str) -> None:
         """Let pass, or raise Unauthorized for somebody who has not signed in, else Forbidden."""
         if caller.admin and caller.granted is None and caller.scope is None and self._open | caller.trusted:
@@ -201,7 +216,7 @@ class Access:
             caller = await self._password(asked.get("username", ""), asked.get("password", ""), address)
         elif asked.get("grant_type") == "refresh_token":
             claims = self._read(asked.get("refresh_token", ""))
-            if claims is None or claims.until <= self._clock.now():
+            if claims is None or claims.access != _REFRESH or claims.until <= self._clock.now():
                 raise _ask("the refresh token is not one of ours, or over")
             caller = self._of_claims(msgspec.structs.replace(claims, access=()), address)
         else:
@@ -219,7 +234,7 @@ class Access:
         if not caller.anonymous:
             self._journal.note(Event(now, caller.name, SIGN_IN, address=address))
             if asked.get("offline_token") == "true" or asked.get("access_type") == "offline":
-                refresh = _Claims(now + 86400.0, caller.name, _token_of(caller), ())
+                refresh = _Claims(now + REFRESH_S, caller.name, _token_of(caller), _REFRESH)
                 body["refresh_token"] = self._sign_claims(refresh)
         return Response.json(body, headers={"Cache-Control": "no-store"})
 

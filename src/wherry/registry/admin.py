@@ -28,6 +28,7 @@ from wherry.wire.router import Route
 PREFIX = "/api/registry/v1"
 BODY_BYTES = 256 * 1024
 PAGE = 100
+NUMBER_MOST = 2.0**53
 
 
 class RepositoryBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,9 +88,12 @@ class Ask:
         """Read a number of the query. Raises BadRequest."""
         text = self.query.get(name, "")
         try:
-            return float(text) if text else default
+            value = float(text) if text else default
         except ValueError:
-            raise BadRequest(f"{name}={text!r}: not a number") from None
+            value = -1.0
+        if not 0 <= value <= NUMBER_MOST:
+            raise BadRequest(f"{name}={text!r}: not a number from 0")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +272,7 @@ async def _quotas(ask: Ask) -> Any:
 async def _put_quota(ask: Ask) -> Any:
     scope = ask.params["scope"]
     parse_repository(scope.rstrip("/"), "scope")
-    if ask.body.bytes < 0 or (scope.count("/") > 0 and scope.endswith("/") and "/" in scope[:-1]):
+    if not 0 <= ask.body.bytes <= NUMBER_MOST or (scope.count("/") > 0 and scope.endswith("/") and "/" in scope[:-1]):
         raise _invalid("scope", f"quota of {scope!r}: bytes from 0, for a repository or a first component with a slash")
     return await _put(ask, "quotas", "scope", scope, "bytes", ask.body.bytes)
 

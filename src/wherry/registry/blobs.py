@@ -73,7 +73,8 @@ class Blobs:
             return Response(304, headers)
         path = self._content.path(digest)
         if request.method == "HEAD":
-            if not call.caller.anonymous and self._may(call.caller, "push", name):
+            known = self._vouched.holds(name, digest)
+            if not known and not call.caller.anonymous and self._may(call.caller, "push", name):
                 await self._vouched.vouch(name, digest)
             return Response.file(path, 0, blob.size_bytes, headers)
         wanted = request.headers.get("range")

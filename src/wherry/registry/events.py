@@ -16,6 +16,10 @@ GATHER_S = 1.0
 GATHERED = 500
 """Events that are written at once without waiting longer."""
 PAGE_MAX = 1000
+PULLS_KEPT_S = 90 * 86400.0
+KEPT_S = 400 * 86400.0
+"""How long the audit log keeps pulls, and everything else; then it is pruned, so that it does not fill the disk."""
+PRUNED_ROWS = 5000
 
 PUSH, PULL, DELETE, MOUNT = "push", "pull", "delete", "mount"
 SIGN_IN, CHANGE, EXPIRE = "sign-in", "change", "expire"
@@ -42,13 +46,12 @@ _COLUMNS = "at, actor, address, action, repository, reference, digest, media_typ
 
 
 def record(db: Tx, event: Event) -> None:
-    """Write an event in the caller's transaction, and count it in the day's meter."""
+    """Write an event in the caller's transaction, and count a push in the day's meter."""
     values = (event.at, event.actor, event.address, event.action, event.repository, event.reference, event.digest,
               event.media_type, event.size, event.outcome, event.detail)  # fmt: skip
     db.execute(f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-    if event.outcome != "ok" or not event.repository or event.action not in (PUSH, PULL):
-        return
-    count(db, event.repository, event.at, pulls=int(event.action == PULL), pushes=int(event.action == PUSH))
+    if event.outcome == "ok" and event.action == PUSH:
+        count(db, event.repository, event.at, pushes=1)
 
 
 def count(
@@ -70,13 +73,26 @@ def day_of(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
+async def prune(database: Database, now: float) -> int:
+    """Drop entries past their time, some thousands in a transaction; return how many."""
+    query = (
+        "DELETE FROM events WHERE seq IN"
+        " (SELECT seq FROM events WHERE at < ? AND (action = ? OR at < ?) ORDER BY at LIMIT ?)"
+    )
+    count = 0
+    while gone := await database.execute(query, now - PULLS_KEPT_S, PULL, now - KEPT_S, PRUNED_ROWS):
+        count += gone
+    await database.execute("DELETE FROM meter WHERE day < ?", day_of(now - 2 * KEPT_S))
+    return count
+
+
 class Journal:
     """Events that are not part of a change: pulls, refusals, sign-ins; and bytes that moved."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._events: list[Event] = []
-        self._moved: dict[tuple[str, str], tuple[float, int, int]] = {}
+        self._moved: dict[tuple[str, int], tuple[float, int, int, int]] = {}
         self._pulled: dict[tuple[str, str], float] = {}
         self._writer: asyncio.Task[None] | None = None
         self._full = asyncio.Event()
@@ -84,15 +100,16 @@ class Journal:
     def note(self, event: Event) -> None:
         """Take an event; it is on disk a moment later. A manifest's pull also counts as its use."""
         self._events.append(event)
-        if event.action == PULL and event.digest:
+        if event.action == PULL and event.outcome == "ok":
             self._pulled[event.repository, event.digest] = event.at
+            self.moved(event.repository, event.at, bytes_out=event.size, pulls=1)
         self._wake()
 
-    def moved(self, repository: str, at: float, *, bytes_out: int = 0, bytes_in: int = 0) -> None:
+    def moved(self, repository: str, at: float, *, bytes_out: int = 0, bytes_in: int = 0, pulls: int = 0) -> None:
         """Count bytes sent and received."""
-        key = (repository, day_of(at))
-        _, out, into = self._moved.get(key, (at, 0, 0))
-        self._moved[key] = (at, out + bytes_out, into + bytes_in)
+        key = (repository, int(at // 86400))
+        _, out, into, pulled = self._moved.get(key, (at, 0, 0, 0))
+        self._moved[key] = (at, out + bytes_out, into + bytes_in, pulled + pulls)
         self._wake()
 
     async def flush(self) -> None:
@@ -106,8 +123,8 @@ class Journal:
         def work(db: Tx) -> None:
             for event in events:
                 record(db, event)
-            for (repository, _), (at, out, into) in moved.items():
-                count(db, repository, at, bytes_out=out, bytes_in=into)
+            for (repository, _), (at, out, into, pulls) in moved.items():
+                count(db, repository, at, bytes_out=out, bytes_in=into, pulls=pulls)
             for (repository, digest), at in pulled.items():
                 db.execute(
                     "UPDATE manifests SET pulled = ? WHERE repository = ? AND digest = ?", (at, repository, digest)

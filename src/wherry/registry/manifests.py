@@ -69,7 +69,6 @@ class Manifests:
         if request.method == "GET":  # HEAD is no pull: clients look whether there is something new
             event = call.event(PULL, reference=reference, digest=row.digest, media_type=row.media_type, size=len(data))
             self._journal.note(event)
-            self._journal.moved(call.name, call.now, bytes_out=len(data))
         return Response(200, headers, data)
 
     async def push(self, call: Call, reference: str) -> Response:
@@ -151,14 +150,14 @@ class Manifests:
         headers = next_page(f"/v2/{name}/tags/list", limit, tags[-1]) if more else {}
         return Response.json({"name": name, "tags": tags}, headers=headers)
 
-    async def catalog(self, request: Request, may_read: Callable[[str], bool]) -> Response:
+    async def catalog(self, request: Request, readable: Callable[[Sequence[str]], Sequence[str]]) -> Response:
         """List repositories that the caller may read, in order, a page at a time."""
         limit, last = page_of(request)
         names: list[str] = []
         after = last
         while len(names) <= limit and limit:
             page = await self._metadata.repositories(after=after, limit=limit + 1)
-            names += [name for name in page if may_read(name)]
+            names += readable(page)
             if len(page) <= limit:
                 break
             after = page[-1]

@@ -165,11 +165,7 @@ class Registry:
 
         async def catalog(request: Request) -> Response:
             caller = await self.access.identify(request)
-            if caller.granted is not None and caller.anonymous:
-                caller = Caller(caller.name, caller.address, caller.principals)
-            return await manifests.catalog(
-                request, lambda name: caller.trusted or self.access.decide(caller, PULL, name, asked=False).allowed
-            )
+            return await manifests.catalog(request, lambda names: self.access.readable(caller, names))
 
         def on(action: str, work: Work) -> "_Guarded":
             return _Guarded(self, action, work)

@@ -13,7 +13,8 @@ from wherry.doors.docker.endpoints import (
     ports_map,
 )
 from wherry.doors.docker.mounts import show_mounts
-from wherry.engine.types import Container, EngineEvent, Image, State
+from wherry.doors.docker.options import show_health
+from wherry.engine.types import Container, EngineEvent, HealthState, Image, State
 
 Json = dict[str, Any]
 ZERO_TIME = "0001-01-01T00:00:00Z"
@@ -44,6 +45,18 @@ def state_of(container: Container) -> Json:
         "Error": end.error if end else "",
         "StartedAt": moment(container.started),
         "FinishedAt": moment(end.time) if end else ZERO_TIME,
+        **({"Health": _health(container.health)} if container.health else {}),
+    }
+
+
+def _health(state: HealthState) -> Json:
+    return {
+        "Status": state.status,
+        "FailingStreak": state.streak,
+        "Log": [
+            {"Start": moment(each.began), "End": moment(each.ended), "ExitCode": each.code, "Output": each.output}
+            for each in state.log
+        ],
     }
 
 
@@ -67,7 +80,9 @@ def status_words(container: Container, now: float) -> str:
         case State.CREATED:
             return "Created"
         case State.RUNNING:
-            return f"Up {ago(now - container.started)}"
+            health = container.health.status if container.health else ""
+            words = "health: starting" if health == "starting" else health
+            return f"Up {ago(now - container.started)}" + (f" ({words})" if words else "")
         case State.PAUSED:
             return f"Up {ago(now - container.started)} (Paused)"
         case State.EXITED:
@@ -123,7 +138,23 @@ def container_inspect(container: Container, image: Image | None) -> Json:
             "NetworkMode": network_mode(container),
             "AutoRemove": spec.auto_remove,
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(count or 0)},
-            "LogConfig": {"Type": "none" if spec.log_driver == "none" else "json-file", "Config": {}},
+            "LogConfig": {
+                "Type": spec.log_type or ("none" if spec.log_driver == "none" else "json-file"),
+                "Config": dict(spec.log_options),
+            },
+            "Init": spec.init or None,
+            "Ulimits": [{"Name": each.name, "Soft": each.soft, "Hard": each.hard} for each in spec.ulimits],
+            "Devices": [
+                {"PathOnHost": each.source, "PathInContainer": each.target, "CgroupPermissions": each.rights}
+                for each in spec.devices
+            ],
+            "DeviceCgroupRules": list(spec.device_rules) or None,
+            "OomScoreAdj": spec.oom_score_adj,
+            "CpusetMems": limits.cpuset_mems,
+            "MemoryReservation": limits.memory_reservation_bytes or 0,
+            "BlkioWeight": limits.blkio_weight or 0,
+            "IpcMode": "host" if sandbox and sandbox.host_ipc else "private",
+            "PidMode": "host" if sandbox and sandbox.host_pid else _joined(container, "pid"),
             "Memory": limits.memory_bytes or 0,
             "MemorySwap": limits.memory_swap_bytes or 0,
             "CpuQuota": limits.cpu_quota_us or 0,
@@ -142,7 +173,7 @@ def container_inspect(container: Container, image: Image | None) -> Json:
             ],
             "PortBindings": bindings_map(container),
             "PublishAllPorts": bool(sandbox and sandbox.publish_all),
-            "ShmSize": 67108864,
+            "ShmSize": (sandbox.shm_bytes if sandbox else 0) or 67108864,
         },
         "GraphDriver": {"Name": "overlay2", "Data": None},
         "Mounts": show_mounts(container),
@@ -164,6 +195,7 @@ def container_inspect(container: Container, image: Image | None) -> Json:
             "Volumes": None,
             "WorkingDir": spec.workdir or config.get("WorkingDir") or "",
             "Labels": dict(spec.labels),
+            **({"Healthcheck": show_health(spec.health)} if spec.health else {}),
             **({"StopSignal": spec.stop_signal} if spec.stop_signal else {}),
         },
         "NetworkSettings": {
@@ -173,11 +205,16 @@ def container_inspect(container: Container, image: Image | None) -> Json:
             "Ports": ports_map(container),
             "IPAddress": container.address if network_mode(container) == "bridge" else "",
             "IPPrefixLen": 32 if container.address and network_mode(container) == "bridge" else 0,
-            "Gateway": "",
+            "Gateway": container.gateway,
             "MacAddress": "",
             "Networks": networks_map(container),
         },
     }
+
+
+def _joined(container: Container, kind: str) -> str:
+    other = container.spec.join.get(kind)
+    return f"container:{other}" if other else ""
 
 
 def familiar(name: str) -> str:

@@ -14,9 +14,12 @@ from wherry.clock import Clock, machine, parse_rfc3339
 from wherry.doors.docker import answers, filters, requests
 from wherry.doors.docker.endpoints import read_exposed
 from wherry.doors.docker.engine import DockerEngine
+from wherry.doors.docker.keys import DetachKeys
 from wherry.doors.docker.late import LateSession
 from wherry.doors.docker.mounts import borrowed
+from wherry.doors.docker.options import read_health
 from wherry.doors.docker.streams import join, log_pieces
+from wherry.engine import capabilities, ulimits
 from wherry.engine.types import Container, ContainerSpec, EngineEvent, ExecSpec, Image, Join, Session, State
 from wherry.errors import AlreadyExists, BadRequest, Conflict, Invalid, NotFound, WherryError
 from wherry.wire.http import Request, Response
@@ -40,6 +43,7 @@ class Exec:
         self.container = container
         self.spec = spec
         self.session: Session | None = None
+        self.keys: DetachKeys | None = None
         self.code: int | None = None
         self.running = False
 
@@ -127,7 +131,20 @@ class Containers:
         except NotFound:
             raise NotFound(f"No such image: {spec.image}") from None
         _check_platform(image, request.first("platform") or "")
+        own = body.get("Healthcheck")
+        spec = replace(spec, health=read_health(own, (image.config.get("config") or {}).get("Healthcheck")))
+        _, warnings = ulimits.plan(spec.ulimits, capabilities.own())
         spec = self._on_networks(spec, image)
+        host = body.get("HostConfig") or {}
+        modes = {"network": str(host.get("NetworkMode") or ""), "pid": str(host.get("PidMode") or "")}
+        join: dict[str, str] = {}
+        for kind, mode in modes.items():
+            if mode.startswith("container:"):
+                try:
+                    join[kind] = (await self._get(mode.removeprefix("container:"))).id
+                except NotFound as error:  # not 404: clients take that for an image that is to be pulled
+                    raise BadRequest(f"joining {kind} namespace of container: {error.message}") from None
+        spec = replace(spec, join=join)
         try:
             made = await self._engine.create(spec)
         except AlreadyExists:
@@ -135,7 +152,7 @@ class Containers:
                 f'Conflict. The container name "/{spec.name}" is already in use. You have to remove (or rename) that '
                 "container to be able to reuse that name."
             ) from None
-        return Response.json({"Id": made.id, "Warnings": []}, status=201)
+        return Response.json({"Id": made.id, "Warnings": warnings}, status=201)
 
     def _on_networks(self, spec: ContainerSpec, image: Image) -> ContainerSpec:
         """Name what the image exposes, and look for the networks: to clients, 404 would say that the image is not here."""
@@ -257,6 +274,7 @@ class Containers:
             session = await self._engine.attach(container.id)
         except Conflict:  # nothing runs yet, as before `docker start -a`, or when its command cannot be run
             session = LateSession(self._engine, container, began)
+        keys = DetachKeys(request.first("detachKeys") or "") if tty else None
         before = await self._written(container, stdout=stdout, stderr=stderr) if flag(request, "logs") else b""
 
         async def talk(stream: Stream) -> None:
@@ -266,7 +284,7 @@ class Containers:
                 return
             await join(
                 stream, session, tty=tty, stdin=stdin and container.spec.stdin, stdout=stdout, stderr=stderr,
-                first=before,
+                first=before, keys=keys,
             )  # fmt: skip
 
         return _hijacked(request, talk, tty=tty)
@@ -323,12 +341,14 @@ class Containers:
 
     async def _exec_create(self, request: Request) -> Response:
         container = await self._find(request)
-        spec = requests.exec_spec(await json_body(request))
+        body = await json_body(request)
+        spec = requests.exec_spec(body)
         if container.state is State.PAUSED:
             raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
         if container.state is not State.RUNNING:
             raise Conflict(f"container {container.id} is not running")
         made = Exec(container.id, spec)
+        made.keys = DetachKeys(str(body.get("DetachKeys") or "")) if spec.tty else None
         self._execs[made.id] = made
         while len(self._execs) > EXECS_KEPT:
             del self._execs[next(iter(self._execs))]
@@ -355,7 +375,9 @@ class Containers:
         async def talk(stream: Stream) -> None:
             watcher = asyncio.create_task(self._note_end(made, session), name=f"exec:{made.id[:12]}")
             try:
-                await join(stream, session, tty=made.spec.tty, stdin=made.spec.stdin, stdout=True, stderr=True)
+                await join(
+                    stream, session, tty=made.spec.tty, stdin=made.spec.stdin, stdout=True, stderr=True, keys=made.keys
+                )
             finally:
                 await watcher
 

@@ -15,7 +15,7 @@ _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _DEFAULT = ("default", "bridge")
 _SHOWN_ONLY = (
-    "NetworkID", "EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "GwPriority", "DNSNames", "MacAddress",
+    "NetworkID", "EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "GwPriority", "DNSNames",
     "IPv6Gateway", "GlobalIPv6Address", "GlobalIPv6PrefixLen",
 )  # fmt: skip
 """Fields of an endpoint that clients send back as they were shown."""
@@ -109,6 +109,8 @@ def read_join(name: str, endpoint: Any) -> Join:
 
 def network_mode(container: Container) -> str:
     """Name the network mode as the client did."""
+    if other := container.spec.join.get("network"):
+        return f"container:{other}"
     sandbox = container.spec.sandbox_spec
     if sandbox is None or sandbox.network == "pod":
         return "bridge"
@@ -184,7 +186,9 @@ def networks_map(container: Container) -> Json:
     if kind in ("host", "none") or (kind == "pod" and container.address not in taken):
         name = {"pod": "bridge"}.get(kind, kind)
         id = sha256(f"wherry/{name}".encode()).hexdigest()
-        shown[name] = _settings(id, endpoint_id(id, container.sandbox), container.address, 32, "", (), "")
+        shown[name] = _settings(
+            id, endpoint_id(id, container.sandbox), container.address, 32, container.gateway, (), ""
+        )
     return shown
 
 

@@ -25,6 +25,12 @@ class DockerEngine(Engine, Protocol):
         """Take a container off a network."""
         ...
 
+    async def pull(
+        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
+    ) -> Image:
+        """Get an image for a platform ("" is this machine's): from the cluster's registry, or where its name says."""
+        ...
+
     async def usage(self, ref: str) -> tuple[Detail, Mapping[str, Sequence[int]], int]:
         """Read all counters of a running container, its traffic, and the machine's CPU time. Raises Conflict, NotFound."""
         ...

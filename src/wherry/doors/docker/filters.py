@@ -41,7 +41,7 @@ def has_labels(labels: Mapping[str, str], wanted: Sequence[str]) -> bool:
     return True
 
 
-CONTAINER = ("id", "name", "label", "status", "ancestor", "exited", "network", "publish", "expose")
+CONTAINER = ("health", "volume", "id", "name", "label", "status", "ancestor", "exited", "network", "publish", "expose")
 
 
 def matches_container(container: Container, filters: Filters, image_names: Sequence[str]) -> bool:
@@ -58,6 +58,10 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
             or each in image_names
             or f"{each}:latest" in image_names
             for each in values
+        ),
+        "health": lambda values: (container.health.status if container.health else "none") in values,
+        "volume": lambda values: any(
+            value in (mount.source, mount.target) for mount in container.spec.mounts for value in values
         ),
         "exited": lambda values: end is not None and str(end.code) in values,
         "network": lambda values: any(

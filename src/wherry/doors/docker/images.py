@@ -3,17 +3,19 @@
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from wherry.content.names import parse_name
 from wherry.doors.docker import answers, filters
+from wherry.doors.docker.builds import Build, options_of
 from wherry.doors.docker.containers import flag
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.instructions import changed
+from wherry.doors.docker.progress import Progress
 from wherry.engine.types import Image
 from wherry.errors import BadRequest, NotFound, Unsupported, WherryError
 from wherry.wire.http import Request, Response
@@ -23,25 +25,6 @@ log = logging.getLogger(__name__)
 
 LINES = 1000
 """Progress lines that may wait for a slow client; the oldest give way."""
-
-
-class Build(Protocol):
-    """Builds an image from a context that comes as a tar stream."""
-
-    async def __call__(
-        self,
-        context: AsyncIterator[bytes],
-        *,
-        dockerfile: str,
-        tags: list[str],
-        args: Mapping[str, str],
-        target: str,
-        no_cache: bool,
-        labels: Mapping[str, str],
-        say: Callable[[str], None],
-    ) -> Image:
-        """Return the image; raise Invalid with file, line and caret for a wrong Dockerfile. `say` gets progress text."""
-        ...
 
 
 class Images:
@@ -59,6 +42,7 @@ class Images:
             Route("POST", "/images/load", self._load),
             Route("GET", "/images/get", self._save),
             Route("GET", "/images/{name:path}/get", self._save),
+            Route("GET", "/images/{name:path}/rootfs", self._rootfs),
             Route("GET", "/images/{name:path}/json", self._inspect),
             Route("GET", "/images/{name:path}/history", self._history),
             Route("POST", "/images/{name:path}/push", self._push),
@@ -111,6 +95,11 @@ class Images:
             await self._find(name)
         return Response.stream(self._engine.save(names), headers={"Content-Type": "application/x-tar"})
 
+    async def _rootfs(self, request: Request) -> Response:
+        """Send the files of an image as a tar; the classic API has no word for it."""
+        image = await self._find(request.params["name"])
+        return Response.stream(self._build.rootfs(image.id), headers={"Content-Type": "application/x-tar"})
+
     async def _tag(self, request: Request) -> Response:
         image = await self._find(request.params["name"])
         repository, tag = request.first("repo") or "", request.first("tag") or "latest"
@@ -136,12 +125,17 @@ class Images:
             reference += ":latest"
         parse_name(reference)  # what is no name is refused before the stream begins
         auth = _auth(request)
+        platform = request.first("platform") or ""
 
         async def work(say: Callable[[Any], None]) -> None:
             say({"status": f"Pulling from {name}", "id": tag or "latest"})
-            image = await self._engine.pull(reference, auth=auth, progress=lambda event: say(_progress(event)))
+            before = ""
+            with suppress(NotFound):
+                before = (await self._engine.image(reference)).digest
+            image = await self._engine.pull(reference, auth=auth, progress=Progress(say), platform=platform)
             say({"status": f"Digest: {image.digest}"})
-            say({"status": f"Status: Image is up to date for {reference}"})
+            word = "Image is up to date" if image.digest == before else "Downloaded newer image"
+            say({"status": f"Status: {word} for {reference}"})
 
         return _streamed(work)
 
@@ -167,7 +161,7 @@ class Images:
 
         async def work(say: Callable[[Any], None]) -> None:
             say({"status": f"The push refers to repository [{name}]"})
-            digest = await self._engine.push(f"{name}:{tag}", auth=auth, progress=lambda event: say(_progress(event)))
+            digest = await self._engine.push(f"{name}:{tag}", auth=auth, progress=Progress(say, pushing=True))
             say({"status": f"{tag}: digest: {digest}"})
             say({"progressDetail": {}, "aux": {"Tag": tag, "Digest": digest, "Size": 0}})
 
@@ -180,7 +174,7 @@ class Images:
 
     async def _build_image(self, request: Request) -> Response:
         refused = (
-            "remote", "extrahosts", "cachefrom", "squash", "networkmode", "memory", "memswap", "cpushares", "cpuquota",
+            "remote", "extrahosts", "cachefrom", "squash", "memory", "memswap", "cpushares", "cpuquota",
             "cpuperiod", "cpusetcpus", "shmsize", "outputs",
         )  # fmt: skip
         for name in refused:
@@ -193,6 +187,7 @@ class Images:
         args = _strings(request.first("buildargs"), "buildargs")
         labels = _strings(request.first("labels"), "labels")
         no_cache = flag(request, "nocache")
+        options = options_of(request)
 
         async def work(say: Callable[[Any], None]) -> None:
             image = await self._build(
@@ -203,8 +198,11 @@ class Images:
                 target=request.first("target") or "",
                 no_cache=no_cache,
                 labels=labels,
+                options=options,
                 say=lambda text: say({"stream": text}),
             )
+            if image is None:
+                return
             say({"aux": {"ID": image.id}})
             say({"stream": f"Successfully built {image.id.removeprefix('sha256:')[:12]}\n"})
             for tag in tags:
@@ -241,19 +239,6 @@ def _auth(request: Request) -> dict[str, str] | None:
         found = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=dict[str, Any])
         return {key: str(value) for key, value in found.items() if value} or None
     raise BadRequest("X-Registry-Auth: not base64 of JSON")
-
-
-def _progress(event: object) -> Any:
-    """A transfer's progress in Docker's words, whatever shape the engine tells it in."""
-    if isinstance(event, dict):
-        return event
-    digest = str(getattr(event, "digest", ""))
-    done, total = getattr(event, "done_bytes", 0), getattr(event, "total_bytes", 0)
-    return {
-        "status": str(getattr(event, "status", "") or "Transferring").capitalize(),
-        "id": digest.removeprefix("sha256:")[:12],
-        "progressDetail": {"current": done, "total": total} if total else {},
-    }
 
 
 def _streamed(work: Callable[[Callable[[Any], None]], Awaitable[None]]) -> Response:

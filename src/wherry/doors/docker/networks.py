@@ -178,7 +178,7 @@ def show(network: Network, containers: Sequence[Container] = ()) -> Json:
     return {
         "Name": spec.name, "Id": network.id, "Created": answers.moment(network.created), "Scope": "local",
         "Driver": network.driver, "EnableIPv4": True, "EnableIPv6": False,
-        "IPAM": {"Driver": "default", "Options": None if network.predefined else {}, "Config": [pool] if pool else []},
+        "IPAM": {"Driver": "default", "Options": None, "Config": [pool] if pool else []},
         "Internal": spec.internal, "Attachable": spec.attachable, "Ingress": False, "ConfigFrom": {"Network": ""},
         "ConfigOnly": False, "Containers": _inside(network, containers), "Options": dict(spec.options),
         "Labels": dict(spec.labels),

@@ -7,6 +7,7 @@ import msgspec
 
 from wherry.doors.docker.endpoints import read_bindings, read_exposed, read_networks
 from wherry.doors.docker.mounts import read_mounts
+from wherry.doors.docker.options import read_devices, read_health, read_io_rates, read_log, read_ulimits
 from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, SandboxSpec
 from wherry.errors import BadRequest, Unsupported
 
@@ -14,6 +15,7 @@ Json = Mapping[str, Any]
 
 _Words = str | list[str] | None
 _Number = int | float | None
+_Rates = list[dict[str, Any]] | None
 
 BODY: Mapping[str, Any] = {
     "Image": str | None, "Cmd": _Words, "Entrypoint": _Words, "Env": list[str] | None, "WorkingDir": str | None,
@@ -21,7 +23,7 @@ BODY: Mapping[str, Any] = {
     "OpenStdin": bool | None, "StdinOnce": bool | None, "StopSignal": str | None, "StopTimeout": int | None,
     "Volumes": dict[str, Any] | None, "HostConfig": dict[str, Any] | None, "NetworkingConfig": dict[str, Any] | None,
     "AttachStdin": bool | None, "AttachStdout": bool | None, "AttachStderr": bool | None,
-    "ExposedPorts": dict[str, Any] | None, "ArgsEscaped": bool | None,
+    "ExposedPorts": dict[str, Any] | None, "ArgsEscaped": bool | None, "Healthcheck": dict[str, Any] | None,
 }  # fmt: skip
 """Fields of the body that we know, with their types. The last five change nothing for the engine: the client's own choice
 of streams, ports that an image merely names."""
@@ -36,7 +38,11 @@ HOST: Mapping[str, Any] = {
     "DnsOptions": list[str] | None, "ExtraHosts": list[str] | None, "PidMode": str | None, "IpcMode": str | None,
     "LogConfig": dict[str, Any] | None, "GroupAdd": list[str | int] | None, "Sysctls": dict[str, str] | None,
     "PortBindings": dict[str, Any] | None, "PublishAllPorts": bool | None,
-    "VolumesFrom": list[str] | None, "VolumeDriver": str | None,
+    "VolumesFrom": list[str] | None, "VolumeDriver": str | None, "Init": bool | None, "CpusetMems": str | None,
+    "Ulimits": list[dict[str, Any]] | None, "Devices": list[dict[str, Any]] | None, "BlkioWeight": _Number,
+    "DeviceCgroupRules": list[str] | None, "OomScoreAdj": _Number, "ShmSize": _Number, "MemoryReservation": _Number,
+    "BlkioDeviceReadBps": _Rates, "BlkioDeviceWriteBps": _Rates, "BlkioDeviceReadIOps": _Rates,
+    "BlkioDeviceWriteIOps": _Rates,
 }  # fmt: skip
 """Fields of HostConfig that are carried out."""
 
@@ -48,14 +54,10 @@ EXEC: Mapping[str, Any] = {
 """Fields of an exec that are carried out, or that only repeat what is known."""
 
 OPTIONS: Mapping[str, str] = {
-    "Init": "--init",
-    "Healthcheck": "health checks of containers", "Links": "--link",
-    "Devices": "--device", "DeviceRequests": "--gpus", "Ulimits": "--ulimit", "UsernsMode": "--userns",
-    "ContainerIDFile": "--cidfile", "OomScoreAdj": "--oom-score-adj", "OomKillDisable": "--oom-kill-disable",
-    "CgroupParent": "--cgroup-parent", "Runtime": "--runtime", "BlkioWeight": "--blkio-weight",
+    "Links": "--link", "DeviceRequests": "--gpus", "UsernsMode": "--userns", "ContainerIDFile": "--cidfile",
+    "OomKillDisable": "--oom-kill-disable", "CgroupParent": "--cgroup-parent", "Runtime": "--runtime",
     "StorageOpt": "--storage-opt", "Domainname": "--domainname",
-    "MacAddress": "--mac-address", "ShmSize": "--shm-size", "MemoryReservation": "--memory-reservation",
-    "CpusetMems": "--cpuset-mems", "UTSMode": "--uts", "CgroupnsMode": "--cgroupns", "Isolation": "--isolation",
+    "MacAddress": "--mac-address", "UTSMode": "--uts", "CgroupnsMode": "--cgroupns", "Isolation": "--isolation",
     "MemorySwappiness": "--memory-swappiness",
 }  # fmt: skip
 """What people call the fields that are refused."""
@@ -64,7 +66,6 @@ HARMLESS: Mapping[str, Sequence[Any]] = {
     "ConsoleSize": (),
     "MemorySwappiness": (-1,),
     "Isolation": ("default",),
-    "ShmSize": (67108864,),
     "CgroupnsMode": ("private", "host"),
 }
 """Fields of HostConfig that clients send by default, with the values that ask for nothing (besides the empty ones)."""
@@ -134,7 +135,13 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
         stop_grace_s=10.0 if stop is None else float(stop),
         restart=read_restart(host.get("RestartPolicy") or {}),
         auto_remove=bool(host.get("AutoRemove")),
-        log_driver=_log_driver(host.get("LogConfig") or {}),
+        init=bool(host.get("Init")),
+        ulimits=read_ulimits(host),
+        devices=read_devices(host),
+        device_rules=[str(each) for each in host.get("DeviceCgroupRules") or ()],
+        oom_score_adj=int(host.get("OomScoreAdj") or 0),
+        health=read_health(body.get("Healthcheck"), None),
+        **read_log(host.get("LogConfig") or {}),
     )
 
 
@@ -153,12 +160,17 @@ def _capability(name: str) -> str:
 def _sandbox(body: Json, host: Json) -> SandboxSpec:
     network, joins = read_networks(body.get("NetworkingConfig") or {}, str(host.get("NetworkMode") or ""))
     if network.startswith("container:"):
-        raise Unsupported(f"HostConfig.NetworkMode {network!r}: another container's network is not supported")
+        for field, called in (("PortBindings", "port publishing"), ("Dns", "dns"), ("ExtraHosts", "custom host-to-IP mapping")):
+            if host.get(field):
+                raise BadRequest(f"conflicting options: {called} and the container type network mode")
+        if joins:
+            raise BadRequest("conflicting options: networks and the container type network mode")
+        network = "none"  # of its own, should the other one's not be had
     pid, ipc = str(host.get("PidMode") or ""), str(host.get("IpcMode") or "")
-    if pid not in ("", "host"):
-        raise Unsupported(f"HostConfig.PidMode {pid!r}: only host is supported")
+    if pid not in ("", "host") and not pid.startswith("container:"):
+        raise BadRequest(f"invalid PID mode: {pid}")
     if ipc not in ("", "private", "host", "shareable"):
-        raise Unsupported(f"HostConfig.IpcMode {ipc!r}: only private and host are supported")
+        raise Unsupported(f"HostConfig.IpcMode {ipc!r} (--ipc): private, shareable and host are supported by wherry")
     hosts: dict[str, str] = {}
     for line in host.get("ExtraHosts") or ():
         name, _, address = str(line).partition("=" if "=" in str(line) else ":")
@@ -175,6 +187,7 @@ def _sandbox(body: Json, host: Json) -> SandboxSpec:
         hosts=hosts,
         sysctls={str(key): str(value) for key, value in (host.get("Sysctls") or {}).items()},
         host_ipc=ipc == "host",
+        shm_bytes=int(host.get("ShmSize") or 0),
         host_pid=pid == "host",
     )
 
@@ -213,6 +226,10 @@ def read_limits(host: Json) -> Limits:
         memory_swap_bytes=swap or None,
         pids=int(pids) if pids and int(pids) > 0 else None,
         cpuset_cpus=str(host.get("CpusetCpus") or ""),
+        cpuset_mems=str(host.get("CpusetMems") or ""),
+        memory_reservation_bytes=int(host.get("MemoryReservation") or 0) or None,
+        blkio_weight=int(host.get("BlkioWeight") or 0) or None,
+        io_rates=read_io_rates(host),
     )
 
 
@@ -227,18 +244,6 @@ def read_restart(policy: Json) -> str:
     if name not in ("no", "always", "unless-stopped"):
         raise BadRequest(f"invalid restart policy: {name!r}")
     return name
-
-
-def _log_driver(config: Json) -> str:
-    driver = str(config.get("Type") or "json-file")
-    if driver not in ("json-file", "local", "none"):
-        raise Unsupported(f"HostConfig.LogConfig.Type {driver!r}: json-file, local and none are supported")
-    options = config.get("Config") or {}
-    for option in options if isinstance(options, dict) else [options]:
-        raise Unsupported(
-            f"HostConfig.LogConfig.Config: option {option!r} is not supported; logs rotate at 10 MiB, 5 files"
-        )
-    return "none" if driver == "none" else "cri"
 
 
 def exec_spec(body: Json) -> ExecSpec:

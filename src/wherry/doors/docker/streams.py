@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from wherry.clock import rfc3339_nano
+from wherry.doors.docker.keys import DetachKeys
 from wherry.engine.types import LogLine, Session
 from wherry.errors import WherryError
 from wherry.wire.streams import Stream
@@ -21,18 +22,33 @@ def frame(stream: str, data: bytes) -> bytes:
 
 
 async def join(
-    stream: Stream, session: Session, *, tty: bool, stdin: bool, stdout: bool, stderr: bool, first: bytes = b""
+    stream: Stream,
+    session: Session,
+    *,
+    tty: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    first: bytes = b"",
+    keys: DetachKeys | None = None,
 ) -> None:
     """Carry a client's input and a process's output until the process's output ends or the client goes.
 
-    The session is closed at the end; the process is never killed.
+    The session is closed at the end; the process is never killed. `keys`, typed, end it too.
     """
 
     async def inward() -> None:
         with suppress(WherryError):  # the process reads no more: what it writes still counts
             while data := await stream.read(READ_BYTES):
-                if stdin:
+                detached = False
+                if keys is not None:
+                    data, detached = keys.feed(data)
+                if stdin and data:
                     await session.write(data)
+                if detached:
+                    stream.close()
+                    await session.close()
+                    return
             if stdin:
                 await session.close_stdin()
 
