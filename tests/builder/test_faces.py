@@ -60,6 +60,7 @@ async def command(tmp_path: Path) -> AsyncIterator[Command]:
         yield run
         await server.close(1.0)
         await build.close()
+        await engine.settled()
     await content.close()
     left = place.leftovers()
     place.clear()

@@ -53,6 +53,7 @@ async def yard(tmp_path: Path) -> AsyncIterator[tuple[Builder, LocalEngine, Path
         await builder.start()
         yield builder, engine, context
         await builder.close()
+        await engine.settled()
         assert await engine.containers() == []
         assert [image for image in await engine.images() if not image.names] == []
     await content.close()
