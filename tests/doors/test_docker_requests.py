@@ -56,7 +56,7 @@ CREATE = "/v1.41/containers/create"
         ("GET", "/images/none/json", None, 404, "No such image"),
         ("POST", "/images/create", None, 400, "fromImage"),
         ("POST", "/images/web:1/tag", None, 400, "repo"),
-        ("POST", "/networks/create", {"Name": "x"}, 501, "SCOPE"),
+        ("POST", "/networks/create", {"Name": "x", "EnableIPv6": True}, 501, "IPv6"),
         ("GET", "/networks/none-such", None, 404, "not found"),
         ("GET", "/containers/x/top", None, 404, "No such container"),
         ("POST", "/commit", None, 404, "No such container"),

@@ -181,7 +181,9 @@ class Containers:
                 await self._kill_hard(life, life.run)
             name = life.record.name
             self.lives.free_name(life)
-            self.put(life, replace(life.record, stage=Stage.REMOVING, name="", drop_volumes=volumes))
+            # Which volumes go is settled now: one that another container has at this moment stays for good.
+            going = [each for each in life.record.anonymous if not set(self.volume_users(each)) - {life.record.id}]
+            self.put(life, replace(life.record, stage=Stage.REMOVING, name="", drop_volumes=volumes, anonymous=going))
             self._settings.arrow("removing")
             self._drop_volumes(life.record)
         self.tell(life, "destroy", name=name)
@@ -476,7 +478,9 @@ class Containers:
     async def _send_kill(self, life: Life, run: Run) -> None:
         sandbox = self.sandbox_of(life.record)
         shares = "pid" in life.record.spec.join
-        if sandbox is not None and (sandbox.spec.host_pid or shares):  # without a PID namespace its children would live on
+        if sandbox is not None and (
+            sandbox.spec.host_pid or shares
+        ):  # without a PID namespace its children would live on
             await self._runs.kill_all(life.record, sandbox)
         else:
             processes.send_signal(run.process, signal.SIGKILL)

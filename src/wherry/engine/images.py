@@ -328,7 +328,13 @@ class Images:
                 known = credentials if host.origin else None
                 async with Remote(host.endpoint, credentials=known, tls=host.tls()) as remote:
                     return await transfer.pull(
-                        self._content, remote, name.path, name.reference, lease=lease, platform=platform, progress=progress
+                        self._content,
+                        remote,
+                        name.path,
+                        name.reference,
+                        lease=lease,
+                        platform=platform,
+                        progress=progress,
                     )
             except (NotFound, Unavailable, Unauthorized, Forbidden) as error:
                 if host.origin:

@@ -383,12 +383,16 @@ class LocalEngine:
         self, ref: str, names: Sequence[str], config: Mapping[str, Any], *, author: str, message: str, pause: bool
     ) -> Image:
         """Make an image of a container as it is now, with the settings `config`."""
-        return await self._insides.commit(
-            self._find(ref), names, config, author=author, message=message, pause=pause
-        )
+        return await self._insides.commit(self._find(ref), names, config, author=author, message=message, pause=pause)
 
     async def import_image(
-        self, body: AsyncIterator[bytes], names: Sequence[str], config: Mapping[str, Any], *, message: str, platform: str
+        self,
+        body: AsyncIterator[bytes],
+        names: Sequence[str],
+        config: Mapping[str, Any],
+        *,
+        message: str,
+        platform: str,
     ) -> Image:
         """Make an image of one layer out of a tar of a file system. Raises Damaged, Invalid."""
         return await self._insides.take(body, names, config, message=message, platform=platform)

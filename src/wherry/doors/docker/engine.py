@@ -106,7 +106,13 @@ class DockerEngine(Engine, Protocol):
         ...
 
     async def import_image(
-        self, body: AsyncIterator[bytes], names: Sequence[str], config: Mapping[str, Any], *, message: str, platform: str
+        self,
+        body: AsyncIterator[bytes],
+        names: Sequence[str],
+        config: Mapping[str, Any],
+        *,
+        message: str,
+        platform: str,
     ) -> Image:
         """Make an image of one layer out of a tar of a file system. Raises Damaged, Invalid."""
         ...

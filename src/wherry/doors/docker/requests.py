@@ -160,7 +160,11 @@ def _capability(name: str) -> str:
 def _sandbox(body: Json, host: Json) -> SandboxSpec:
     network, joins = read_networks(body.get("NetworkingConfig") or {}, str(host.get("NetworkMode") or ""))
     if network.startswith("container:"):
-        for field, called in (("PortBindings", "port publishing"), ("Dns", "dns"), ("ExtraHosts", "custom host-to-IP mapping")):
+        for field, called in (
+            ("PortBindings", "port publishing"),
+            ("Dns", "dns"),
+            ("ExtraHosts", "custom host-to-IP mapping"),
+        ):
             if host.get(field):
                 raise BadRequest(f"conflicting options: {called} and the container type network mode")
         if joins:
