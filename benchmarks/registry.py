@@ -4,7 +4,7 @@ Floors: one core's sha256, a loopback socket, `sendfile` over it, a bare asyncio
 without credentials and write to the same disk; CPU is the server's own (user and system, from /proc). The load generator
 is this process, so with two cores the servers have about one. Best of the rounds.
 
-    .venv/bin/python benchmarks/registry.py [--rounds 2] [--mib 256] [--images 150] [--seconds 1.5] [--names 10000]
+    .venv/bin/python benchmarks/registry.py [--rounds 1] [--mib 256] [--images 150] [--seconds 1.5] [--names 10000]
 
 Needs the Debian package docker-registry for its rows; without it only ours are shown.
 """
@@ -413,7 +413,7 @@ async def run(args: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=1.5)

@@ -228,9 +228,8 @@ class Load:
 def main() -> int:
     """Run all steps; the exit code."""
     if os.geteuid() != 0:
-        print(
-            "make demo needs root: it runs real containers on two nodes.\nAs a plain user: make setup; .venv/bin/wherry server --simulated 2"
-        )
+        print("make demo needs root: it runs real containers on two nodes.")
+        print("As a plain user: make setup; .venv/bin/wherry server --simulated 2")
         return 2
     demo = Demo()
     print("wherry: from nothing to a self-healing application\n")
