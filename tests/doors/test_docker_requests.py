@@ -1,6 +1,7 @@
 """The Docker API itself: wrong requests, frames, docker-py, images."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,5 +150,8 @@ def test_the_classic_builder(docker: Docker, tmp_path: Path) -> None:
     assert "Successfully tagged made:1" in done.out
     assert docker("run", "--rm", "made:1").out == "built\n"
     docker("rmi", "made:1")
+    quiet = docker("build", "-q", str(tmp_path), timeout_s=40.0)
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", quiet.out)
+    assert "ulimits" in docker("build", "--ulimit", "nofile=5:5", str(tmp_path), code=1).err
     (tmp_path / "Dockerfile").write_text("FROM web:1\nCOPYY a b\n")
     assert "COPYY" in docker("build", str(tmp_path), code=1).err

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -22,6 +23,8 @@ from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
 
 log = logging.getLogger(__name__)
+
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 
 LINES = 1000
 """Progress lines that may wait for a slow client; the oldest give way."""
@@ -175,12 +178,17 @@ class Images:
     async def _build_image(self, request: Request) -> Response:
         refused = (
             "remote", "extrahosts", "cachefrom", "squash", "memory", "memswap", "cpushares", "cpuquota",
-            "cpuperiod", "cpusetcpus", "shmsize", "outputs",
+            "cpuperiod", "cpusetcpus", "shmsize", "outputs", "ulimits", "cgroupparent", "isolation",
         )  # fmt: skip
         for name in refused:
             value = request.first(name)
             if value not in (None, "", "0", "null", "[]", "{}", "default", "false", "-1"):
                 raise Unsupported(f"build option {name} is not supported by wherry: {value!r}")
+        platform = request.first("platform") or ""
+        if platform and platform.removeprefix("linux/") != ARCHITECTURE:
+            raise Unsupported(
+                f"build option platform is not supported by wherry: {platform!r}; it builds for {ARCHITECTURE}"
+            )
         if request.first("version") == "2":
             raise Unsupported("BuildKit's session is not supported; set DOCKER_BUILDKIT=0, or use `wherry build`")
         tags = [each for each in request.all("t") if each]
@@ -188,6 +196,7 @@ class Images:
         labels = _strings(request.first("labels"), "labels")
         no_cache = flag(request, "nocache")
         options = options_of(request)
+        quiet = flag(request, "q")
 
         async def work(say: Callable[[Any], None]) -> None:
             image = await self._build(
@@ -199,9 +208,12 @@ class Images:
                 no_cache=no_cache,
                 labels=labels,
                 options=options,
-                say=lambda text: say({"stream": text}),
+                say=lambda text: None if quiet else say({"stream": text}),
             )
             if image is None:
+                return
+            if quiet:
+                say({"stream": f"{image.id}\n"})
                 return
             say({"aux": {"ID": image.id}})
             say({"stream": f"Successfully built {image.id.removeprefix('sha256:')[:12]}\n"})
