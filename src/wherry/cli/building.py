@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from wherry.cli.args import Option, Parsed, Usage
 from wherry.cli.engine import Refused, call, part
@@ -117,6 +117,25 @@ def secrets_of(args: Parsed) -> dict[str, str]:
     return {"X-Wherry-Secrets": base64.b64encode(json.dumps(values).encode()).decode()} if values else {}
 
 
+def _unpack(chunks: Iterable[bytes], dest: str) -> None:
+    """Unpack a tar into a directory, by the same hands as layers: no entry comes to lie outside of it."""
+    import tempfile
+
+    from wherry.content.unpack import extract
+
+    os.makedirs(dest, exist_ok=True)
+    root = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with tempfile.TemporaryFile() as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            file.seek(0)
+            extract(file.fileno(), root, name="the image", owners=os.geteuid() == 0, layer=False)
+    finally:
+        os.close(root)
+
+
 def write_output(id: str, output: Mapping[str, str]) -> None:
     """Write one output of a build that is done. Raises Refused."""
     kind, dest = output["type"], output["dest"]
@@ -125,29 +144,7 @@ def write_output(id: str, output: Mapping[str, str]) -> None:
     answer = call("GET", f"/images/{part(id)}/{'get' if kind in ('oci', 'docker') else 'rootfs'}", timeout_s=None)
     try:
         if kind == "local":
-            import io
-            import tarfile
-            from typing import IO, cast
-
-            class _Read(io.RawIOBase):
-                """The answer as a file."""
-
-                def __init__(self) -> None:
-                    self._chunks, self._rest = answer.chunks(), b""
-
-                def read(self, size: int = -1, /) -> bytes:
-                    while size < 0 or len(self._rest) < size:
-                        more = next(self._chunks, None)
-                        if more is None:
-                            break
-                        self._rest += more
-                    size = len(self._rest) if size < 0 else size
-                    data, self._rest = self._rest[:size], self._rest[size:]
-                    return data
-
-            os.makedirs(dest, exist_ok=True)
-            with tarfile.open(fileobj=cast("IO[bytes]", _Read()), mode="r|") as archive:
-                archive.extractall(dest, filter="tar")
+            _unpack(answer.chunks(), dest)
         elif dest == "-":
             for chunk in answer.chunks():
                 sys.stdout.buffer.write(chunk)
