@@ -16,7 +16,7 @@ BUDGET_S = {
     "content": 45,
     "controllers": 60,
     "daemon": 90,
-    "docs": 60,
+    "docs": 90,
     "doors": 180,
     "engine": 120,
     "ground": 20,
