@@ -277,9 +277,7 @@ class Remote:
         from wherry.wire.client import Endpoint, HttpClient
 
         if where not in self._clients:
-            # A unix connection costs microseconds: none is kept, so none can go stale between two requests.
-            idle = 0 if where.startswith("unix:") else 16
-            self._clients[where] = HttpClient(Endpoint.parse(where), idle=idle)
+            self._clients[where] = HttpClient(Endpoint.parse(where))
         return self._clients[where]
 
     async def _aiohttp(
