@@ -1,12 +1,14 @@
 """Connections that become raw streams."""
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
 
 from wherry.clock import machine
 from wherry.errors import Forbidden
+from wherry.wire import sending
 from wherry.wire.http import Request, Response
 from wherry.wire.server import Limits
 from wherry.wire.streams import Stream
@@ -162,3 +164,44 @@ async def test_close_cancels_raw_streams_after_the_grace(serve: Any) -> None:
     await house.server.close(0.05)
     assert await stream.read() == b""
     assert house.server.connections == 0
+
+
+async def test_the_first_bytes_do_not_arrive_with_the_head(serve: Any) -> None:
+    """docker-py buffers what comes with the head, then reads past its buffer: frames in it would be lost."""
+
+    async def speak(stream: Stream) -> None:
+        await stream.write(b"first frame")
+
+    async def handle(request: Request) -> Response:
+        return Response.upgrade({"Upgrade": "tcp"}, speak)
+
+    house = await serve(handle)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with sock:
+        await loop.sock_connect(sock, house.path)
+        await loop.sock_sendall(sock, b"POST / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n")
+        await machine.sleep(0.1)  # a client that is slow to read: without the wait all is in the socket by now
+        async with machine.timeout(10):
+            head = await loop.sock_recv(sock, 65536)
+            assert head.endswith(b"\r\n\r\n")
+            assert await loop.sock_recv(sock, 65536) == b"first frame"
+
+
+async def test_a_client_that_never_reads_the_head_is_served_all_the_same(serve: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sending, "HEAD_READ_S", 0.05)
+    served = asyncio.Event()
+
+    async def speak(stream: Stream) -> None:
+        served.set()
+
+    async def handle(request: Request) -> Response:
+        return Response.upgrade({"Upgrade": "tcp"}, speak)
+
+    house = await serve(handle)
+    talk = await house.talk()
+    talk.reader._transport.pause_reading()
+    await talk.send(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n")
+    async with machine.timeout(10):
+        await served.wait()

@@ -1,9 +1,12 @@
 """How an answer goes out: whole, streamed, from a file, or as the head of a raw stream."""
 
 import asyncio
+import fcntl
 import logging
 import os
 import re
+import socket
+import termios
 from typing import TYPE_CHECKING, assert_never
 
 from wherry.clock import machine
@@ -26,11 +29,14 @@ FILE_SLICE_BYTES = 2 * 1024 * 1024
 COMPRESS_BYTES = 16 * 1024
 THREAD_BYTES = 64 * 1024
 STREAM_BYTES = 64 * 1024
+# How long a raw stream waits for its client to have read the head.
+HEAD_READ_S = 1.0
 
 _OURS = frozenset(("content-length", "transfer-encoding", "connection", "keep-alive", "date"))
 _BODILESS = frozenset((204, 304))
 _REFUSED = re.compile(r";q=0(\.0*)?$")
 _JSON_TEXT = fields((JSON_FIELD,))
+_NOTHING = bytes(4)  # an int of C
 
 
 def _head(
@@ -299,7 +305,27 @@ async def _hand_over(connection: "Connection", request: Request, response: Respo
     connection.begun = True
     request.keep_alive = False
     connection.transport.write(head.encode())
-    return connection.become_raw(rest)
+    stream = connection.become_raw(rest)
+    await _head_is_read(stream)
+    return stream
+
+
+async def _head_is_read(stream: Stream) -> None:
+    """Wait, at most `HEAD_READ_S`, until a client on a unix socket has taken the head out of the socket.
+
+    docker-py reads the head through a buffer and the stream past it: first frames that arrive in the same read as the
+    head are lost to it. Over TCP nothing tells when the peer has read.
+    """
+    sock = stream.transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return
+    pause = 0.0
+    until = machine.monotonic() + HEAD_READ_S
+    while not stream.closed and machine.monotonic() < until:
+        if fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, _NOTHING) == _NOTHING:
+            return
+        await machine.sleep(pause)
+        pause = min(0.01, pause * 2 or 0.0001)
 
 
 def _wants_gzip(request: Request) -> bool:
