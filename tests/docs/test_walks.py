@@ -50,7 +50,28 @@ def read(page: Path, place: Path, environment: dict[str, str]) -> None:
         ["bash", "-euxo", "pipefail", "-c", text], cwd=place, env={**os.environ, "PATH": path, **environment},
         capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{names(page)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    if done.returncode:
+        seen = what_was_there(place / "state", path)
+        pytest.fail(f"{names(page)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{seen}")
+
+
+def what_was_there(root: Path, path: str) -> str:
+    """The pods and events of an instance in which a page failed, and the last lines of its logs: what to judge it by."""
+    if not root.is_dir():
+        return ""
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(root / "server" / "kubeconfig")}
+    seen: list[str] = []
+    for words in (
+        "get pods -A -o wide",
+        "get events -A",
+        "get pods -A -o jsonpath={range.items[*]}{.status}{'\\n'}{end}",
+    ):
+        done = subprocess.run(
+            ["kubectl", *words.split()], env=environment, capture_output=True, text=True, timeout=20, check=False
+        )
+        seen.append(done.stdout[-6000:] + done.stderr[-500:])
+    seen += [f"== {log.name}\n{log.read_text()[-3000:]}" for log in sorted(root.rglob("*.log")) if log.is_file()]
+    return "\n".join(seen)
 
 
 @pytest.mark.parametrize("page", SIMULATED, ids=names)
