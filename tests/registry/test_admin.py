@@ -141,7 +141,7 @@ async def test_webhooks_are_signed_tried_again_and_kept(served: Served) -> None:
         digest, _ = await push_image(served.local, "web", "1", b"x")
         await push_image(served.local, "other", "1", b"x")
         async with machine.timeout(20):
-            while not any(one.attempts for one in served.registry.hooks.deliveries(made["id"])):
+            while not any(one.attempts for one in await served.registry.hooks.deliveries(made["id"])):
                 await asyncio.wait([asyncio.create_task(machine.sleep(0.02))])
         await served.registry.hooks.close()
         await served.clock.advance(10)

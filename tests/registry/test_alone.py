@@ -132,9 +132,9 @@ async def killed(root: Path, times: int) -> None:
             continue
         await content.read(row.digest)
         assert await content.read(digest_of(layer)) == layer
-    before = registry.database.rows("SELECT * FROM space ORDER BY 1, 2")
+    before = await registry.database.rows("SELECT * FROM space ORDER BY 1, 2")
     await registry.database.write(space.recount)
-    assert registry.database.rows("SELECT * FROM space ORDER BY 1, 2") == before
+    assert await registry.database.rows("SELECT * FROM space ORDER BY 1, 2") == before
     held = {digest for _, digest in await content.holders("repo/")}
     assert held == {digest for _, digest in await registry.metadata.held()}
     await registry.close()

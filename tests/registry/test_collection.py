@@ -131,9 +131,9 @@ class World:
 
     async def check_exact(self) -> None:
         database = self.registry.database
-        before = [database.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in ("space", "usage")]
+        before = [await database.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in ("space", "usage")]
         await database.write(space.recount)
-        after = [database.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in ("space", "usage")]
+        after = [await database.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in ("space", "usage")]
         assert before[0] == after[0]
         assert {row for row in before[1] if row[1]} == set(after[1])
 
@@ -226,7 +226,7 @@ async def test_quotas_state_what_there_is_and_deleting_always_works(served: Serv
     gone = await served.local.request("DELETE", f"/v2/team/a/blobs/{digest_of(b'a' * 600)}")
     await gone.read()
     assert gone.status == 202
-    rows = served.registry.database.rows("SELECT scope, bytes FROM usage WHERE bytes > 0 ORDER BY scope")
+    rows = await served.registry.database.rows("SELECT scope, bytes FROM usage WHERE bytes > 0 ORDER BY scope")
     assert rows == [("team/", 600), ("team/b", 600)]
 
 

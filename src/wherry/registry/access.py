@@ -20,10 +20,10 @@ import msgspec
 
 from wherry.clock import Clock, rfc3339
 from wherry.errors import Cause, Forbidden, Unauthorized
-from wherry.registry.database import Database, Tx
 from wherry.registry.events import SIGN_IN, Event, Journal
 from wherry.registry.people import People, Scope
 from wherry.registry.policy import Ask, Decision, Policy, Statement, evaluate, parse_policy
+from wherry.registry.records import Records, Tx
 from wherry.wire.http import Peer, Request, Response
 
 PING, PULL, PUSH, DELETE, LIST, ADMIN = "ping", "pull", "push", "delete", "list", "admin"
@@ -74,7 +74,7 @@ class Access:
 
     def __init__(
         self,
-        database: Database,
+        database: Records,
         people: People,
         journal: Journal,
         clock: Clock,
@@ -120,22 +120,24 @@ class Access:
                 claims = self._read(value)
                 if claims is None or claims.until <= self._clock.now():
                     raise _ask("the token is not one of ours, or over; ask for another")
-                return self._of_claims(claims, address)
+                return await self._of_claims(claims, address)
             case _:
                 raise _ask(f"authorization by {kind!r} is not known here; use Basic or Bearer")
 
-    def decide(self, caller: Caller, action: str, repository: str, *, asked: bool = True) -> Decision:
+    async def decide(self, caller: Caller, action: str, repository: str, *, asked: bool = True) -> Decision:
         """Say whether somebody may do something with a repository, and why. `asked` False leaves out a bearer's words."""
         if asked and caller.granted is not None and not _is_granted(caller.granted, action, repository):
             return Decision(False, "boundary", "the bearer token was not asked for it")
         targets = [f"repository/{repository}", "registry", *sorted(caller.principals)]
         marks = ", ".join("?" * len(targets))
-        rows = self._database.rows(f"SELECT target, name, document FROM policies WHERE target IN ({marks})", *targets)
+        rows = await self._database.rows(
+            f"SELECT target, name, document FROM policies WHERE target IN ({marks})", *targets
+        )
         resource = [parse_policy(row[2], name=row[1]) for row in rows if row[0] in targets[:2]]
         identity = [parse_policy(row[2], name=row[1], identity=True) for row in rows if row[0] not in targets[:2]]
         if caller.admin:
             identity.append(_ALL)
-        if action == PULL and self._is_public(repository):
+        if action == PULL and await self._is_public(repository):
             resource.append(_PUBLIC)
         boundaries = [[_of_scope(caller.scope)]] if caller.scope is not None else []
         context = {
@@ -149,27 +151,27 @@ class Access:
         ask = Ask(caller.principals | {caller.name}, action, repository, context)
         return evaluate(ask, identity=identity, resource=resource, boundaries=boundaries)
 
-    def readable(self, caller: Caller, names: Sequence[str]) -> Sequence[str]:
+    async def readable(self, caller: Caller, names: Sequence[str]) -> Sequence[str]:
         """Keep of some repositories, in order, those that somebody may pull from: for catalogues."""
         if not names or caller.trusted or self._open:
             return names
-        if caller.scope is None and self._database.row("SELECT 1 FROM policies LIMIT 1") is None:
+        if caller.scope is None and await self._database.row("SELECT 1 FROM policies LIMIT 1") is None:
             if caller.admin:  # nothing but visibility decides: one query for all
                 return names
             query = "SELECT name, visibility FROM repositories WHERE name BETWEEN ? AND ?"
-            said = dict[str, str](self._database.rows(query, names[0], names[-1]))
+            said = dict[str, str](await self._database.rows(query, names[0], names[-1]))
             return [name for name in names if (said.get(name) or ("public" if self._public else "")) == "public"]
-        return [name for name in names if self.decide(caller, PULL, name, asked=False).allowed]
+        return [name for name in names if (await self.decide(caller, PULL, name, asked=False)).allowed]
 
-    def check(self, caller: Caller, action: str, repository: str) -> None:
+    async def check(self, caller: Caller, action: str, repository: str) -> None:
         """Let pass, or raise Unauthorized for somebody who has not signed in, else Forbidden."""
         if caller.admin and caller.granted is None and caller.scope is None and self._open | caller.trusted:
             return
-        decision = self.decide(caller, action, repository)
+        decision = await self.decide(caller, action, repository)
         if decision.allowed:
             return
         what = f"{action} {repository}".strip()
-        if caller.granted is not None and self.decide(caller, action, repository, asked=False).allowed:
+        if caller.granted is not None and (await self.decide(caller, action, repository, asked=False)).allowed:
             raise _ask(f"{what}: the bearer token was not asked for this; ask for another")
         if caller.anonymous and caller.granted is None:
             raise _ask(f"{what}: this registry takes it from its own machine's socket, or with credentials")
@@ -218,11 +220,12 @@ class Access:
             claims = self._read(asked.get("refresh_token", ""))
             if claims is None or claims.access != _REFRESH or claims.until <= self._clock.now():
                 raise _ask("the refresh token is not one of ours, or over")
-            caller = self._of_claims(msgspec.structs.replace(claims, access=()), address)
+            caller = await self._of_claims(msgspec.structs.replace(claims, access=()), address)
         else:
             caller = _anonymous(address)
         texts = [one for key, value in fields if key == "scope" for one in value.split()][:SCOPES_MAX]
-        access = tuple(granted for text in texts if (granted := self._grant(caller, text)) is not None)
+        asked_for = [await self._grant(caller, text) for text in texts]
+        access = tuple(granted for granted in asked_for if granted is not None)
         now = self._clock.now()
         token = self._sign_claims(_Claims(now + TOKEN_S, caller.name, _token_of(caller), access))
         body: dict[str, object] = {
@@ -238,7 +241,7 @@ class Access:
                 body["refresh_token"] = self._sign_claims(refresh)
         return Response.json(body, headers={"Cache-Control": "no-store"})
 
-    def _grant(self, caller: Caller, text: str) -> tuple[str, tuple[str, ...]] | None:
+    async def _grant(self, caller: Caller, text: str) -> tuple[str, tuple[str, ...]] | None:
         """Read one scope, `repository:team/web:pull,push`, and keep of its actions what they may do."""
         kind, _, rest = text.partition(":")
         name, _, actions = rest.rpartition(":")
@@ -247,8 +250,8 @@ class Access:
         if kind.partition("(")[0] != "repository" or not name:
             return None
         wanted = [PULL, PUSH, DELETE, ADMIN] if "*" in actions.split(",") else actions.split(",")
-        may = tuple(one for one in wanted if one and self.decide(caller, one, name, asked=False).allowed)
-        return name, may
+        may = [one for one in wanted if one and (await self.decide(caller, one, name, asked=False)).allowed]
+        return name, tuple(may)
 
     async def _basic(self, value: str, address: str) -> Caller:
         try:
@@ -267,36 +270,36 @@ class Access:
             )
             raise _ask("the password is not right, nor is it the registry's token")
         person, token = found
-        return self._person(person.name, address, token.scope if token else None, token.id if token else "")
+        return await self._person(person.name, address, token.scope if token else None, token.id if token else "")
 
-    def _person(self, name: str, address: str, scope: Scope | None, token: str) -> Caller:
-        person = self._people.find(name)
+    async def _person(self, name: str, address: str, scope: Scope | None, token: str) -> Caller:
+        person = await self._people.find(name)
         if person is None or person.disabled:
             raise _ask(f"account {name}: it is gone or disabled")
-        teams = [f"team/{team}" for team in self._people.teams_of(name)]
+        teams = [f"team/{team}" for team in await self._people.teams_of(name)]
         principals = frozenset((person.principal, "authenticated", *teams, *((f"token/{token}",) if token else ())))
         return Caller(person.principal, address, principals, person.admin, False, scope)
 
-    def _of_claims(self, claims: _Claims, address: str) -> Caller:
+    async def _of_claims(self, claims: _Claims, address: str) -> Caller:
         granted = claims.access
         if claims.name == ANONYMOUS:
             caller = _anonymous(address)
         elif claims.name == "administrator":
             caller = Caller("administrator", address, admin=True)
         else:
-            if claims.token and not self._people.token_alive(claims.token):
+            if claims.token and not await self._people.token_alive(claims.token):
                 raise _ask("the token that this bearer token came from has ended")
             name = claims.name.partition("/")[2]
-            scopes = [token.scope for token in self._people.tokens(name) if token.id == claims.token]
-            caller = self._person(name, address, scopes[0] if scopes else None, claims.token)
+            scopes = [token.scope for token in await self._people.tokens(name) if token.id == claims.token]
+            caller = await self._person(name, address, scopes[0] if scopes else None, claims.token)
         if not granted and claims.name in ("administrator", ANONYMOUS):
             granted = (("*", ("*",)),)  # asked for with no scope: it stands for whoever asked
         return Caller(
             caller.name, address, caller.principals, caller.admin, False, caller.scope, granted or (("*", ("*",)),)
         )
 
-    def _is_public(self, repository: str) -> bool:
-        row = self._database.row("SELECT visibility FROM repositories WHERE name = ?", repository)
+    async def _is_public(self, repository: str) -> bool:
+        row = await self._database.row("SELECT visibility FROM repositories WHERE name = ?", repository)
         return row[0] == "public" if row is not None and row[0] else self._public
 
     def _is_own_token(self, password: str) -> bool:

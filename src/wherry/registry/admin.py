@@ -12,11 +12,11 @@ import msgspec
 from wherry.content.names import parse_repository
 from wherry.errors import BadRequest, Cause, Invalid, NotFound, WherryError
 from wherry.registry.access import ADMIN, PULL, Caller
-from wherry.registry.database import Tx
 from wherry.registry.events import record
 from wherry.registry.hooks import HookBody
 from wherry.registry.people import USER, Scope
 from wherry.registry.policy import parse_policy
+from wherry.registry.records import Tx
 from wherry.registry.refusals import answer
 from wherry.registry.rules import RepositorySettings, read_settings
 from wherry.registry.scrub import scrub
@@ -115,7 +115,7 @@ async def _repositories(ask: Ask) -> Any:
     limit, after = min(1000, int(ask.number("n", PAGE))), ask.query.get("last", "")
     while len(found) < limit:
         page = await ask.registry.metadata.repositories(after=after, limit=limit)
-        found += [name for name in page if ask.registry.may(ask.caller, PULL, name)]
+        found += [name for name in page if await ask.registry.may(ask.caller, PULL, name)]
         if len(page) < limit:
             break
         after = page[-1]
@@ -176,7 +176,7 @@ async def _scrub(ask: Ask) -> Any:
 
 
 async def _people(ask: Ask) -> Any:
-    return {"people": ask.registry.people.every()}
+    return {"people": await ask.registry.people.every()}
 
 
 async def _create_person(ask: Ask) -> Any:
@@ -201,7 +201,7 @@ async def _delete_person(ask: Ask) -> Any:
 
 
 async def _tokens(ask: Ask) -> Any:
-    return {"tokens": ask.registry.people.tokens(ask.params["person"])}
+    return {"tokens": await ask.registry.people.tokens(ask.params["person"])}
 
 
 async def _issue(ask: Ask) -> Any:
@@ -219,7 +219,7 @@ async def _revoke(ask: Ask) -> Any:
 
 
 async def _teams(ask: Ask) -> Any:
-    return {"teams": ask.registry.people.teams()}
+    return {"teams": await ask.registry.people.teams()}
 
 
 async def _join(ask: Ask) -> Any:
@@ -233,7 +233,7 @@ async def _leave(ask: Ask) -> Any:
 
 
 async def _policies(ask: Ask) -> Any:
-    rows = ask.registry.database.rows("SELECT target, name, document FROM policies ORDER BY target, name")
+    rows = await ask.registry.database.rows("SELECT target, name, document FROM policies ORDER BY target, name")
     return {"policies": [{"target": row[0], "name": row[1], "document": msgspec.Raw(row[2])} for row in rows]}
 
 
@@ -263,7 +263,7 @@ async def _delete_policy(ask: Ask) -> Any:
 
 
 async def _quotas(ask: Ask) -> Any:
-    rows = ask.registry.database.rows(
+    rows = await ask.registry.database.rows(
         "SELECT q.scope, q.bytes, coalesce(u.bytes, 0) FROM quotas q LEFT JOIN usage u ON u.scope = q.scope ORDER BY 1"
     )
     return {"quotas": [{"scope": row[0], "bytes": row[1], "used": row[2]} for row in rows]}
@@ -282,7 +282,7 @@ async def _delete_quota(ask: Ask) -> Any:
 
 
 async def _templates(ask: Ask) -> Any:
-    rows = ask.registry.database.rows("SELECT prefix, settings FROM templates ORDER BY prefix")
+    rows = await ask.registry.database.rows("SELECT prefix, settings FROM templates ORDER BY prefix")
     return {"templates": [{"prefix": row[0], "settings": msgspec.Raw(row[1])} for row in rows]}
 
 
@@ -309,7 +309,7 @@ async def _events(ask: Ask) -> Any:
 
 
 async def _hooks(ask: Ask) -> Any:
-    return {"webhooks": ask.registry.hooks.every()}
+    return {"webhooks": await ask.registry.hooks.every()}
 
 
 async def _create_hook(ask: Ask) -> Any:
@@ -323,7 +323,7 @@ async def _delete_hook(ask: Ask) -> Any:
 
 
 async def _deliveries(ask: Ask) -> Any:
-    return {"deliveries": ask.registry.hooks.deliveries(ask.params["hook"], limit=int(ask.number("n", PAGE)))}
+    return {"deliveries": await ask.registry.hooks.deliveries(ask.params["hook"], limit=int(ask.number("n", PAGE)))}
 
 
 async def _resend(ask: Ask) -> Any:
@@ -335,7 +335,7 @@ async def _resend(ask: Ask) -> Any:
 
 async def _usage(ask: Ask) -> Any:
     await ask.registry.journal.flush()
-    rows = usage_rows(ask.registry.database, since=ask.query.get("since", ""), until=ask.query.get("until", ""))
+    rows = await usage_rows(ask.registry.database, since=ask.query.get("since", ""), until=ask.query.get("until", ""))
     return usage_csv(rows) if ask.query.get("format") == "csv" else {"usage": rows}
 
 
@@ -452,7 +452,9 @@ class _Handler:
             parse_repository(params["name"], "name")
         match operation.needs:
             case "repository":
-                registry.access.check(caller, PULL if request.method in ("GET", "HEAD") else ADMIN, params["name"])
+                await registry.access.check(
+                    caller, PULL if request.method in ("GET", "HEAD") else ADMIN, params["name"]
+                )
             case "self":
                 if caller.name.partition("/")[2] != params["person"] or caller.scope is not None:
                     registry.access.check_admin(caller)

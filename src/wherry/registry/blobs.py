@@ -5,7 +5,7 @@ Source: OCI distribution-spec 1.1, "Pulling blobs", "Pushing Blobs", "Deleting B
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from wherry.clock import Clock
@@ -47,7 +47,7 @@ class Blobs:
         journal: Journal,
         clock: Clock,
         *,
-        may: Callable[[Caller, str, str], bool],
+        may: Callable[[Caller, str, str], Awaitable[bool]],
     ) -> None:
         self._content = content
         self._metadata = metadata
@@ -74,7 +74,7 @@ class Blobs:
         path = self._content.path(digest)
         if request.method == "HEAD":
             known = self._vouched.holds(name, digest)
-            if not known and not call.caller.anonymous and self._may(call.caller, "push", name):
+            if not known and not call.caller.anonymous and await self._may(call.caller, "push", name):
                 await self._vouched.vouch(name, digest)
             return Response.file(path, 0, blob.size_bytes, headers)
         wanted = request.headers.get("range")
@@ -209,7 +209,7 @@ class Blobs:
     async def _may_mount(self, call: Call, digest: Digest, source: str | None) -> bool:
         sources = [source] if source else await self._metadata.homes(digest)
         for one in sources:
-            if await self._metadata.linked(one, digest) and self._may(call.caller, "pull", one):
+            if await self._metadata.linked(one, digest) and await self._may(call.caller, "pull", one):
                 return True
         return False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wherry.errors import Broken, Unavailable
+from wherry.registry.records import Records, Tx
 from wherry.registry.schema import MIGRATIONS
 
 BUSY_S = 30.0
@@ -19,13 +20,11 @@ GROUP = 256
 WAITING = 10_000
 """Writes that may wait; more are refused."""
 
-Tx = sqlite3.Connection
-"""What a write works on: `execute(sql, values)`."""
 T = TypeVar("T")
 _Job = tuple[Callable[[Tx], Any], asyncio.Future[Any]]
 
 
-class Database:
+class Database(Records):
     """One file, WAL, durable on the answer to each write. It belongs to the event loop that first writes."""
 
     def __init__(self, path: Path) -> None:
@@ -43,17 +42,28 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise Broken(f"{path}: the registry's records cannot be opened: {error}") from error
 
-    def rows(self, query: str, *values: object) -> list[Any]:
+    async def rows(self, query: str, *values: object) -> list[Any]:
         """Read. It is from memory most of the time, so it is done inline and not in a thread."""
         try:
             return self._reader.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise Broken(f"{self.path}: the registry's records cannot be read: {error}") from error
 
-    def row(self, query: str, *values: object) -> Any:
+    async def row(self, query: str, *values: object) -> Any:
         """Read the first row, or None."""
-        found = self.rows(query, *values)
+        found = await self.rows(query, *values)
         return found[0] if found else None
+
+    async def read(self, work: Callable[[Tx], T]) -> T:
+        """Do several reads that see one and the same state."""
+        try:
+            self._reader.execute("BEGIN")
+            try:
+                return work(self._reader)
+            finally:
+                self._reader.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise Broken(f"{self.path}: the registry's records cannot be read: {error}") from error
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         """Do `work` in a transaction; it is on disk when this returns. What `work` raises undoes it alone.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from wherry.clock import machine
-from wherry.registry.database import Database, Tx
+from wherry.registry.records import Records, Tx
 
 GATHER_S = 1.0
 GATHERED = 500
@@ -73,7 +73,7 @@ def day_of(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
-async def prune(database: Database, now: float) -> int:
+async def prune(database: Records, now: float) -> int:
     """Drop entries past their time, some thousands in a transaction; return how many."""
     query = (
         "DELETE FROM events WHERE seq IN"
@@ -89,7 +89,7 @@ async def prune(database: Database, now: float) -> int:
 class Journal:
     """Events that are not part of a change: pulls, refusals, sign-ins; and bytes that moved."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Records) -> None:
         self._database = database
         self._events: list[Event] = []
         self._moved: dict[tuple[str, int], tuple[float, int, int, int]] = {}
@@ -163,7 +163,7 @@ class Journal:
         chosen = {test: value for test, value in tests.items() if value}
         where = f"WHERE {' AND '.join(chosen)}" if chosen else ""
         query = f"SELECT seq, {_COLUMNS} FROM events {where} ORDER BY seq DESC LIMIT ?"
-        return [event_of(row) for row in self._database.rows(query, *chosen.values(), min(limit, PAGE_MAX))]
+        return [event_of(row) for row in await self._database.rows(query, *chosen.values(), min(limit, PAGE_MAX))]
 
     def _wake(self) -> None:
         if len(self._events) >= GATHERED:

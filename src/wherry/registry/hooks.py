@@ -19,8 +19,8 @@ import msgspec
 
 from wherry.clock import Clock, machine, rfc3339
 from wherry.errors import Cause, Invalid, NotFound, WherryError
-from wherry.registry.database import Database, Tx
 from wherry.registry.events import DELETE, EXPIRE, PULL, PUSH, Event, Journal, event_of, record
+from wherry.registry.records import Records, Tx
 from wherry.wire.client import Endpoint, HttpClient
 
 DEADLINE_S = 10.0
@@ -69,7 +69,7 @@ class Delivery(msgspec.Struct, frozen=True):
 class Hooks:
     """All webhooks, and the task that sends."""
 
-    def __init__(self, database: Database, journal: Journal, clock: Clock) -> None:
+    def __init__(self, database: Records, journal: Journal, clock: Clock) -> None:
         self._database = database
         self._journal = journal
         self._clock = clock
@@ -85,9 +85,9 @@ class Hooks:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def every(self) -> Sequence[Hook]:
+    async def every(self) -> Sequence[Hook]:
         """List webhooks."""
-        rows = self._database.rows("SELECT id, body FROM webhooks ORDER BY id")
+        rows = await self._database.rows("SELECT id, body FROM webhooks ORDER BY id")
         return [Hook(row[0], msgspec.json.decode(row[1], type=HookBody)) for row in rows]
 
     async def create(self, body: HookBody, event: Event) -> tuple[Hook, str]:
@@ -115,13 +115,13 @@ class Hooks:
 
         await self._database.write(work)
 
-    def deliveries(self, hook: str, *, limit: int = 100) -> Sequence[Delivery]:
+    async def deliveries(self, hook: str, *, limit: int = 100) -> Sequence[Delivery]:
         """List deliveries, the latest first."""
         query = (
             "SELECT id, hook, event, attempts, due, state, status, answer, created, body FROM deliveries"
             " WHERE hook = ? ORDER BY id DESC LIMIT ?"
         )
-        rows = self._database.rows(query, hook, min(limit, KEPT))
+        rows = await self._database.rows(query, hook, min(limit, KEPT))
         return [_delivery(row) for row in rows]
 
     async def resend(self, id: int) -> None:
@@ -133,9 +133,9 @@ class Hooks:
     async def work(self) -> int:
         """Make deliveries of new events and send those that are due; return how many were tried."""
         await self._journal.flush()
-        for id, body, _, position in self._database.rows("SELECT id, body, secret, position FROM webhooks"):
+        for id, body, _, position in await self._database.rows("SELECT id, body, secret, position FROM webhooks"):
             await self._make(id, msgspec.json.decode(body, type=HookBody), position)
-        due = self._database.rows(
+        due = await self._database.rows(
             "SELECT d.id, d.body, d.attempts, w.body, w.secret FROM deliveries d JOIN webhooks w ON w.id = d.hook"
             " WHERE d.state = 'waiting' AND d.due <= ? ORDER BY d.id LIMIT ?",
             self._clock.now(),
@@ -152,7 +152,7 @@ class Hooks:
         return len(due)
 
     async def _make(self, id: str, hook: HookBody, position: int) -> None:
-        rows = self._database.rows(
+        rows = await self._database.rows(
             "SELECT seq, at, actor, address, action, repository, reference, digest, media_type, size, outcome, detail"
             " FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
             position,
@@ -192,7 +192,7 @@ class Hooks:
     async def _keep(self, every_s: float) -> None:
         while True:
             try:
-                if self._database.row("SELECT 1 FROM webhooks LIMIT 1") is not None:
+                if await self._database.row("SELECT 1 FROM webhooks LIMIT 1") is not None:
                     await self.work()
             except WherryError as error:
                 log.warning("registry: webhooks: %s", error.message)

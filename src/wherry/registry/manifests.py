@@ -6,7 +6,7 @@ Source: OCI distribution-spec 1.1, "Pulling manifests", "Pushing Manifests", "De
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlencode
 
 import msgspec
@@ -150,14 +150,16 @@ class Manifests:
         headers = next_page(f"/v2/{name}/tags/list", limit, tags[-1]) if more else {}
         return Response.json({"name": name, "tags": tags}, headers=headers)
 
-    async def catalog(self, request: Request, readable: Callable[[Sequence[str]], Sequence[str]]) -> Response:
+    async def catalog(
+        self, request: Request, readable: Callable[[Sequence[str]], Awaitable[Sequence[str]]]
+    ) -> Response:
         """List repositories that the caller may read, in order, a page at a time."""
         limit, last = page_of(request)
         names: list[str] = []
         after = last
         while len(names) <= limit and limit:
             page = await self._metadata.repositories(after=after, limit=limit + 1)
-            names += readable(page)
+            names += await readable(page)
             if len(page) <= limit:
                 break
             after = page[-1]

@@ -14,8 +14,8 @@ import msgspec
 
 from wherry.clock import Clock
 from wherry.errors import AlreadyExists, Cause, Invalid, NotFound, TooManyRequests
-from wherry.registry.database import Database, Tx
 from wherry.registry.events import CHANGE, Event, record
+from wherry.registry.records import Records, Tx
 
 USER, ROBOT = "user", "robot"
 PASSWORD_LEAST, PASSWORD_MOST = 8, 1024
@@ -69,32 +69,36 @@ class Token:
 class People:
     """All accounts. Each change is written with the event that tells of it."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Records, clock: Clock) -> None:
         self._database = database
         self._clock = clock
         self._right: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
         self._key = secrets.token_bytes(32)
         self._throttle = Throttle(clock)
 
-    def find(self, name: str) -> Person | None:
+    async def find(self, name: str) -> Person | None:
         """Find an account."""
-        row = self._database.row("SELECT name, kind, created, admin, disabled, email FROM people WHERE name = ?", name)
+        row = await self._database.row(
+            "SELECT name, kind, created, admin, disabled, email FROM people WHERE name = ?", name
+        )
         return _person(row) if row else None
 
-    def every(self) -> Sequence[Person]:
+    async def every(self) -> Sequence[Person]:
         """List accounts by name."""
-        return [_person(row) for row in self._database.rows(
+        return [_person(row) for row in await self._database.rows(
             "SELECT name, kind, created, admin, disabled, email FROM people ORDER BY name"
         )]  # fmt: skip
 
-    def teams_of(self, name: str) -> Sequence[str]:
+    async def teams_of(self, name: str) -> Sequence[str]:
         """List the teams that an account is in."""
-        return [row[0] for row in self._database.rows("SELECT team FROM members WHERE person = ? ORDER BY team", name)]
+        return [
+            row[0] for row in await self._database.rows("SELECT team FROM members WHERE person = ? ORDER BY team", name)
+        ]
 
-    def teams(self) -> dict[str, list[str]]:
+    async def teams(self) -> dict[str, list[str]]:
         """List teams with their members."""
         found: dict[str, list[str]] = {}
-        for team, person in self._database.rows("SELECT team, person FROM members ORDER BY team, person"):
+        for team, person in await self._database.rows("SELECT team, person FROM members ORDER BY team, person"):
             found.setdefault(team, []).append(person)
         return found
 
@@ -142,7 +146,7 @@ class People:
 
         await self._database.write(work)
         self._right.pop(name, None)
-        found = self.find(name)
+        found = await self.find(name)
         if found is None:
             raise _unknown(name)
         return found
@@ -208,14 +212,14 @@ class People:
 
         await self._database.write(work)
 
-    def tokens(self, owner: str) -> Sequence[Token]:
+    async def tokens(self, owner: str) -> Sequence[Token]:
         """List an account's tokens."""
         query = "SELECT id, owner, name, scope, created, expires, used FROM tokens WHERE owner = ? ORDER BY created, id"
-        return [_token(row) for row in self._database.rows(query, owner)]
+        return [_token(row) for row in await self._database.rows(query, owner)]
 
-    def token_alive(self, id: str) -> bool:
+    async def token_alive(self, id: str) -> bool:
         """Say whether a token still holds."""
-        row = self._database.row("SELECT expires FROM tokens WHERE id = ?", id)
+        row = await self._database.row("SELECT expires FROM tokens WHERE id = ?", id)
         return row is not None and not 0 < row[0] <= self._clock.now()
 
     async def sign_in(self, name: str, password: str, address: str) -> tuple[Person, Token | None] | None:
@@ -223,7 +227,7 @@ class People:
 
         Raises TooManyRequests when the account or the address has failed too often of late.
         """
-        found = self.find(name)
+        found = await self.find(name)
         if password.startswith("wht_"):
             token = await self._by_token(found, password)
             if token is not None:
@@ -232,7 +236,7 @@ class People:
         elif found is not None and self._remembers(name, password) and not found.disabled:
             return found, None
         self._throttle.check(name, address)
-        row = self._database.row("SELECT password FROM people WHERE name = ?", name)
+        row = await self._database.row("SELECT password FROM people WHERE name = ?", name)
         right = await _matches(password, row[0] if row else "")
         if found is None or found.disabled or not right:
             self._throttle.failed(name, address)
@@ -247,10 +251,10 @@ class People:
         _, _, rest = text.partition("_")
         id, _, secret = rest.partition("_")
         query = "SELECT id, owner, name, scope, created, expires, used, secret FROM tokens WHERE id = ?"
-        row = self._database.row(query, id)
+        row = await self._database.row(query, id)
         if row is None or found is None or found.disabled or row[1] != found.name:
             return None
-        if not hmac.compare_digest(row[7], _digest(secret)) or not self.token_alive(id):
+        if not hmac.compare_digest(row[7], _digest(secret)) or not await self.token_alive(id):
             return None
         now = self._clock.now()
         if now - row[6] >= USED_S:

@@ -13,7 +13,7 @@ from pathlib import Path
 from wherry.clock import machine
 from wherry.content.digests import algorithm_of, hasher
 from wherry.content.protocol import Content, Digest
-from wherry.registry.database import Database
+from wherry.registry.records import Records
 
 READ_BYTES = 1024 * 1024
 
@@ -39,7 +39,7 @@ class Scrubbed:
 
 async def scrub(
     content: Content,
-    database: Database,
+    database: Records,
     *,
     quarantine: bool = True,
     bytes_per_s: float = 0.0,
@@ -48,7 +48,7 @@ async def scrub(
     """Read every blob and manifest of every repository. `bytes_per_s` 0 reads as fast as it goes."""
     needed = [
         Digest(row[0])
-        for row in database.rows(
+        for row in await database.rows(
             "SELECT digest FROM manifests UNION SELECT l.digest FROM links l JOIN children c"
             " ON c.repository = l.repository AND c.child = l.digest ORDER BY 1"
         )
@@ -63,7 +63,7 @@ async def scrub(
         if not right:
             aside = await asyncio.to_thread(_put_aside, path, digest) if quarantine and read >= 0 else ""
             problem = "damaged" if path.exists() or aside else "missing"
-            result.findings.append(Finding(digest, problem, _homes(database, digest), aside))
+            result.findings.append(Finding(digest, problem, await _homes(database, digest), aside))
         told(number + 1, len(needed))
         if bytes_per_s > 0:
             await machine.sleep(max(0.0, result.bytes / bytes_per_s - (machine.monotonic() - begun)))
@@ -99,6 +99,6 @@ def _put_aside(path: Path, digest: Digest) -> str:
     return str(target)
 
 
-def _homes(database: Database, digest: Digest) -> Sequence[str]:
+async def _homes(database: Records, digest: Digest) -> Sequence[str]:
     query = "SELECT repository FROM links WHERE digest = ? UNION SELECT repository FROM manifests WHERE digest = ? ORDER BY 1"
-    return [row[0] for row in database.rows(query, digest, digest)]
+    return [row[0] for row in await database.rows(query, digest, digest)]

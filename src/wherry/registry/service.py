@@ -15,12 +15,13 @@ from wherry.registry.access import DELETE, LIST, PULL, PUSH, Access, Caller, tru
 from wherry.registry.blobs import Blobs
 from wherry.registry.call import Call
 from wherry.registry.collection import Collector
-from wherry.registry.database import Database, Tx
+from wherry.registry.database import Database
 from wherry.registry.events import CHANGE, Event, Journal
 from wherry.registry.hooks import Hooks
 from wherry.registry.manifests import Manifests
 from wherry.registry.metadata import Metadata
 from wherry.registry.people import People
+from wherry.registry.records import Records, Tx
 from wherry.registry.refusals import NAME_INVALID, UNSUPPORTED, answer
 from wherry.registry.sqlite import SqliteMetadata
 from wherry.registry.usage import metrics, note_stored
@@ -55,7 +56,7 @@ class Registry:
     ) -> None:
         self.clock = clock
         self.content = content
-        self.database = Database(metadata_root / "registry.db")
+        self.database: Records = Database(metadata_root / "registry.db")
         self.metadata: Metadata = SqliteMetadata(self.database)
         self.journal = Journal(self.database)
         self.people = People(self.database, clock)
@@ -93,9 +94,9 @@ class Registry:
         await self.journal.close()
         await self.database.close()
 
-    def may(self, caller: Caller, action: str, repository: str) -> bool:
+    async def may(self, caller: Caller, action: str, repository: str) -> bool:
         """Say whether somebody may do something."""
-        return caller.trusted or self.access.decide(caller, action, repository, asked=False).allowed
+        return caller.trusted or (await self.access.decide(caller, action, repository, asked=False)).allowed
 
     def event(self, caller: Caller, detail: str, *, repository: str = "") -> Event:
         """The entry of the audit log for a change that a caller makes."""
@@ -124,7 +125,7 @@ class Registry:
         await self.journal.flush()
         await note_stored(self.database, self.clock.now())
         counts = [(method, str(status), float(n)) for (method, status), n in sorted(self._counts.items())]
-        text = metrics(self.database, counts, self.collector.freed_bytes)
+        text = await metrics(self.database, counts, self.collector.freed_bytes)
         return Response(200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, text)
 
     async def handle_local(self, request: Request) -> Response:
@@ -198,9 +199,9 @@ class Registry:
 
     async def _fill_sizes(self) -> None:
         """Sizes of links that an older format did not note."""
-        unknown = self.database.rows("SELECT DISTINCT digest FROM links WHERE size < 0")
-        held = self.database.row("SELECT 1 FROM manifests LIMIT 1")
-        counted = self.database.row("SELECT 1 FROM space LIMIT 1")
+        unknown = await self.database.rows("SELECT DISTINCT digest FROM links WHERE size < 0")
+        held = await self.database.row("SELECT 1 FROM manifests LIMIT 1")
+        counted = await self.database.row("SELECT 1 FROM space LIMIT 1")
         if not unknown and (held is None or counted is not None):
             return
         sizes = [(blob.size_bytes if (blob := await self.content.stat(row[0])) else 0, row[0]) for row in unknown]
@@ -225,7 +226,7 @@ class _Guarded:
         registry = self._registry
         request.params["action"] = self._action
         caller = await registry.access.identify(request)
-        registry.access.check(caller, self._action, name)
+        await registry.access.check(caller, self._action, name)
         return await self._work(Call(request, name, caller, registry.clock.now()), request.params)
 
 

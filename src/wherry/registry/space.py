@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wherry.errors import Cause, Forbidden
-from wherry.registry.database import Tx
+from wherry.registry.records import Tx
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import msgspec
 from wherry.content.protocol import Digest
 from wherry.errors import Cause, Conflict
 from wherry.registry import space
-from wherry.registry.database import Database, Tx
 from wherry.registry.events import Event, record
 from wherry.registry.metadata import Held, ManifestRow, RepositoryRow
+from wherry.registry.records import Records, Tx
 from wherry.registry.rules import Image, RepositorySettings, stored_settings
 
 _MANIFESTS = (
@@ -20,13 +20,13 @@ _MANIFESTS = (
 class SqliteMetadata:
     """registry/metadata.Metadata over a Database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Records) -> None:
         self._database = database
 
     async def repositories(self, *, after: str = "", limit: int = 0) -> Sequence[str]:
         """List repositories later than `after`, at most `limit` (0: all)."""
         query = "SELECT name FROM repositories WHERE name > ? ORDER BY name LIMIT ?"
-        return [row[0] for row in self._database.rows(query, after, limit or -1)]
+        return [row[0] for row in await self._database.rows(query, after, limit or -1)]
 
     async def repository(self, name: str) -> RepositoryRow | None:
         """Find a repository."""
@@ -34,7 +34,7 @@ class SqliteMetadata:
             "SELECT name, created, visibility, description, settings,"
             " coalesce((SELECT bytes FROM usage WHERE scope = name), 0) FROM repositories WHERE name = ?"
         )
-        row = self._database.row(query, name)
+        row = await self._database.row(query, name)
         if row is None:
             return None
         name, created, visibility, description, settings, used = row
@@ -78,25 +78,27 @@ class SqliteMetadata:
 
     async def has(self, repository: str) -> bool:
         """Say whether the repository is known."""
-        return self._database.row("SELECT 1 FROM repositories WHERE name = ?", repository) is not None
+        return await self._database.row("SELECT 1 FROM repositories WHERE name = ?", repository) is not None
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 0) -> Sequence[str]:
         """List tags later than `after`."""
         query = "SELECT tag FROM tags WHERE repository = ? AND tag > ? ORDER BY tag LIMIT ?"
-        return [row[0] for row in self._database.rows(query, repository, after, limit or -1)]
+        return [row[0] for row in await self._database.rows(query, repository, after, limit or -1)]
 
     async def find(self, repository: str, reference: str) -> ManifestRow | None:
         """Find a manifest by tag or digest (`children` and `blobs` are left empty)."""
         if ":" in reference:
-            row = self._database.row(f"{_MANIFESTS} WHERE m.repository = ? AND m.digest = ?", repository, reference)
+            row = await self._database.row(
+                f"{_MANIFESTS} WHERE m.repository = ? AND m.digest = ?", repository, reference
+            )
         else:
             query = f"{_MANIFESTS} JOIN tags t ON t.repository = m.repository AND t.digest = m.digest"
-            row = self._database.row(f"{query} WHERE t.repository = ? AND t.tag = ?", repository, reference)
+            row = await self._database.row(f"{query} WHERE t.repository = ? AND t.tag = ?", repository, reference)
         return _row(row) if row else None
 
     async def images(self, repository: str) -> Sequence[Image]:
         """List every manifest as the rules of its life see it."""
-        return _images(self._database.rows, repository)
+        return await self._database.read(lambda db: _images(db, repository))
 
     async def put(self, repository: str, row: ManifestRow, tags: Sequence[str], event: Event) -> bool:
         """Add a manifest with links to its blobs, and point tags at it; makes the repository, by its template.
@@ -172,7 +174,7 @@ class SqliteMetadata:
                 for digest in chosen:
                     _check_unused(db, repository, digest, settings, chosen)
             else:
-                allowed = still(_images(lambda query, *values: db.execute(query, values).fetchall(), repository))
+                allowed = still(_images(db, repository))
                 chosen = [digest for digest in digests if digest in allowed]
             gone = [held for digest in chosen if (held := _delete(db, repository, digest)) is not None]
             for _, digest in gone:
@@ -184,7 +186,7 @@ class SqliteMetadata:
     async def parents(self, repository: str, digest: Digest) -> Sequence[Digest]:
         """List the manifests of the repository that refer to a blob or manifest."""
         query = "SELECT parent FROM children WHERE repository = ? AND child = ? ORDER BY parent"
-        return [Digest(row[0]) for row in self._database.rows(query, repository, digest)]
+        return [Digest(row[0]) for row in await self._database.rows(query, repository, digest)]
 
     async def link(self, repository: str, digest: Digest, size_bytes: int, now: float, *, upload: str = "") -> None:
         """Note that the repository has a blob, and that its upload has ended; makes the repository.
@@ -203,12 +205,12 @@ class SqliteMetadata:
     async def linked(self, repository: str, digest: Digest) -> bool:
         """Say whether it has."""
         query = "SELECT 1 FROM links WHERE repository = ? AND digest = ?"
-        return self._database.row(query, repository, digest) is not None
+        return await self._database.row(query, repository, digest) is not None
 
     async def homes(self, digest: Digest, *, limit: int = 20) -> Sequence[str]:
         """List repositories that have a blob."""
         query = "SELECT repository FROM links WHERE digest = ? ORDER BY repository LIMIT ?"
-        return [row[0] for row in self._database.rows(query, digest, limit)]
+        return [row[0] for row in await self._database.rows(query, digest, limit)]
 
     async def unlink(self, repository: str, digest: Digest, event: Event) -> None:
         """Drop a link."""
@@ -226,7 +228,7 @@ class SqliteMetadata:
             " (SELECT 1 FROM children c WHERE c.repository = links.repository AND c.child = links.digest)"
         )
         if dry_run:
-            return [(row[0], Digest(row[1]), row[2]) for row in self._database.rows(query, before)]
+            return [(row[0], Digest(row[1]), row[2]) for row in await self._database.rows(query, before)]
 
         def work(db: Tx) -> Sequence[tuple[str, Digest, int]]:
             loose = db.execute(query, (before,)).fetchall()
@@ -245,7 +247,9 @@ class SqliteMetadata:
         if kind:
             query += " AND m.artifact_type = ?"
             values.append(kind)
-        return [_row(row) for row in self._database.rows(f"{query} ORDER BY m.digest LIMIT ?", *values, limit or -1)]
+        return [
+            _row(row) for row in await self._database.rows(f"{query} ORDER BY m.digest LIMIT ?", *values, limit or -1)
+        ]
 
     async def begin_upload(self, upload: str, repository: str, now: float) -> None:
         """Note an upload."""
@@ -253,7 +257,7 @@ class SqliteMetadata:
 
     async def upload(self, upload: str) -> str | None:
         """Say which repository an upload is for."""
-        row = self._database.row("SELECT repository FROM uploads WHERE id = ?", upload)
+        row = await self._database.row("SELECT repository FROM uploads WHERE id = ?", upload)
         return row[0] if row else None
 
     async def end_upload(self, upload: str) -> None:
@@ -262,11 +266,11 @@ class SqliteMetadata:
 
     async def uploads(self, before: float) -> Sequence[str]:
         """List uploads begun before a time."""
-        return [row[0] for row in self._database.rows("SELECT id FROM uploads WHERE started < ?", before)]
+        return [row[0] for row in await self._database.rows("SELECT id FROM uploads WHERE started < ?", before)]
 
     async def held(self) -> Sequence[Held]:
         """List every holder with its manifest."""
-        rows = self._database.rows("SELECT repository, hold, digest FROM manifests ORDER BY repository, digest")
+        rows = await self._database.rows("SELECT repository, hold, digest FROM manifests ORDER BY repository, digest")
         return [(hold or holder(repository), Digest(digest)) for repository, hold, digest in rows]
 
     async def room(self, repository: str) -> space.Room | None:
@@ -275,7 +279,7 @@ class SqliteMetadata:
         rows = [
             row
             for scope in space.scopes_of(repository)
-            for row in self._database.rows(f"{query} WHERE q.scope = ?", scope)
+            for row in await self._database.rows(f"{query} WHERE q.scope = ?", scope)
         ]
         return min((space.Room(*row) for row in rows), key=lambda room: room.left, default=None)
 
@@ -307,12 +311,16 @@ def _settings(db: Tx, name: str) -> RepositorySettings:
     return stored_settings(row[0]) if row else RepositorySettings()
 
 
-def _images(rows: Callable[..., Sequence[tuple[object, ...]]], repository: str) -> Sequence[Image]:
+def _images(db: Tx, repository: str) -> Sequence[Image]:
     tags: dict[object, list[str]] = {}
-    for tag, digest in rows("SELECT tag, digest FROM tags WHERE repository = ? ORDER BY tag", repository):
+    for tag, digest in db.execute(
+        "SELECT tag, digest FROM tags WHERE repository = ? ORDER BY tag", (repository,)
+    ).fetchall():
         tags.setdefault(digest, []).append(str(tag))
     children: dict[object, list[Digest]] = {}
-    for parent, child in rows("SELECT parent, child FROM children WHERE repository = ?", repository):
+    for parent, child in db.execute(
+        "SELECT parent, child FROM children WHERE repository = ?", (repository,)
+    ).fetchall():
         children.setdefault(parent, []).append(Digest(str(child)))
     query = "SELECT digest, pushed, pulled, tagged, subject, size FROM manifests WHERE repository = ? ORDER BY digest"
     return [
@@ -329,7 +337,7 @@ def _images(rows: Callable[..., Sequence[tuple[object, ...]]], repository: str) 
             },
             Image,
         )
-        for digest, pushed, pulled, tagged, subject, size in rows(query, repository)
+        for digest, pushed, pulled, tagged, subject, size in db.execute(query, (repository,)).fetchall()
     ]
 
 

@@ -4,14 +4,14 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from wherry.registry.database import Database, Tx
 from wherry.registry.events import day_of
+from wherry.registry.records import Records, Tx
 from wherry.wire.http import Response
 
 _COLUMNS = ("repository", "day", "pulls", "pushes", "bytes_out", "bytes_in", "bytes_stored")
 
 
-async def note_stored(database: Database, now: float) -> None:
+async def note_stored(database: Records, now: float) -> None:
     """Note what each repository holds today; asked for from time to time, the last answer of a day stays."""
 
     def work(db: Tx) -> None:
@@ -25,13 +25,13 @@ async def note_stored(database: Database, now: float) -> None:
     await database.write(work)
 
 
-def usage_rows(database: Database, *, since: str = "", until: str = "") -> Sequence[dict[str, object]]:
+async def usage_rows(database: Records, *, since: str = "", until: str = "") -> Sequence[dict[str, object]]:
     """List days from `since` to before `until` (2026-11-22; "" for any)."""
     query = (
         "SELECT repository, day, pulls, pushes, bytes_out, bytes_in, stored FROM meter"
         " WHERE day >= ? AND (? = '' OR day < ?) ORDER BY day, repository"
     )
-    return [dict(zip(_COLUMNS, row, strict=True)) for row in database.rows(query, since, until, until)]
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in await database.rows(query, since, until, until)]
 
 
 def usage_csv(rows: Iterable[dict[str, object]]) -> Response:
@@ -43,14 +43,14 @@ def usage_csv(rows: Iterable[dict[str, object]]) -> Response:
     return Response(200, {"Content-Type": "text/csv; charset=utf-8"}, text.getvalue().encode())
 
 
-def metrics(database: Database, counts: Iterable[tuple[str, str, float]], freed_bytes: int) -> bytes:
+async def metrics(database: Records, counts: Iterable[tuple[str, str, float]], freed_bytes: int) -> bytes:
     """Write Prometheus' text form. `counts` are (method, status, n) of the requests since the start."""
-    totals = database.row(
+    totals = await database.row(
         "SELECT (SELECT count(*) FROM repositories), (SELECT count(*) FROM tags), (SELECT count(*) FROM manifests),"
         " (SELECT count(*) FROM uploads), coalesce(sum(pulls), 0), coalesce(sum(pushes), 0), coalesce(sum(bytes_out), 0),"
         " coalesce(sum(bytes_in), 0) FROM meter"
     )
-    stored = database.row("SELECT coalesce(sum(bytes), 0) FROM usage WHERE scope NOT LIKE '%/'")[0]
+    stored = (await database.row("SELECT coalesce(sum(bytes), 0) FROM usage WHERE scope NOT LIKE '%/'"))[0]
     lines: list[str] = []
 
     def metric(name: str, kind: str, help: str, *values: tuple[str, float]) -> None:
