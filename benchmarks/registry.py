@@ -87,7 +87,7 @@ def free_port() -> int:
 
 def seed_ours(root: Path, names: int) -> None:
     """Write `names` repositories, and as many tags of one, into our records."""
-    from wherry.registry.database import Database, Tx
+    from wherry.registry.sqlite import SqliteRecords, Tx
 
     def work(db: Tx) -> None:
         db.executemany(
@@ -98,7 +98,7 @@ def seed_ours(root: Path, names: int) -> None:
         db.executemany("INSERT INTO tags VALUES ('tagged', ?, ?, 0)", [(f"t{n:06}", digest) for n in range(names)])
 
     async def seed() -> None:
-        database = Database(root / "registry" / "registry.db")
+        database = SqliteRecords(root / "registry" / "registry.db")
         await database.write(work)
         await database.close()
 

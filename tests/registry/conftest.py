@@ -1,17 +1,22 @@
 """A registry on a unix socket and on a loopback port, as `wherry registry` serves it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.registry.servers import Postgres
 
 from wherry.clock import VirtualClock
 from wherry.content.local import LocalContent
+from wherry.registry.postgres import PostgresRecords
+from wherry.registry.records import Records
 from wherry.registry.service import Registry
+from wherry.registry.sqlite import SqliteRecords
 from wherry.wire.client import Endpoint, HttpClient
 from wherry.wire.server import Server
 
+BOTH = ("test_access", "test_admin", "test_collection", "test_protocol", "test_spec")
 TOKEN = "a-secret-of-this-registry"
 
 
@@ -40,11 +45,35 @@ async def content(tmp_path: Path, clock: VirtualClock) -> AsyncIterator[LocalCon
     await store.close()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of the tests' own."""
+    with Postgres() as server:
+        yield server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What depends on the records is tested on each place they can be kept in; lists of wrong requests only once."""
+    if "records" in metafunc.fixturenames:
+        module = metafunc.module.__name__.rpartition(".")[2]
+        wide = module in BOTH and not list(metafunc.definition.iter_markers("parametrize"))
+        metafunc.parametrize("records", ["sqlite", "postgres"] if wide else ["sqlite"], indirect=True)
+
+
 @pytest.fixture
-async def served(tmp_path: Path, clock: VirtualClock, content: LocalContent) -> AsyncIterator[Served]:
+def records(request: pytest.FixtureRequest, tmp_path: Path) -> Records:
+    """Each place that records can be kept in, empty."""
+    if request.param == "sqlite":
+        return SqliteRecords(tmp_path / "registry" / "registry.db")
+    server: Postgres = request.getfixturevalue("postgres")
+    return PostgresRecords(server.fresh())
+
+
+@pytest.fixture
+async def served(tmp_path: Path, clock: VirtualClock, content: LocalContent, records: Records) -> AsyncIterator[Served]:
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN + "\n")
-    registry = Registry(content, tmp_path / "registry", clock=clock, token_file=token_file)
+    registry = Registry(content, tmp_path / "registry", clock=clock, token_file=token_file, records=records)
     await registry.start()
     async with Server(registry.handle) as server:
         socket = str(tmp_path / "r.sock")

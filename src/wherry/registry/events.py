@@ -60,8 +60,8 @@ def count(
     """Add to the day's meter of a repository."""
     db.execute(
         "INSERT INTO meter VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (repository, day) DO UPDATE SET"
-        " pulls = pulls + excluded.pulls, pushes = pushes + excluded.pushes,"
-        " bytes_out = bytes_out + excluded.bytes_out, bytes_in = bytes_in + excluded.bytes_in",
+        " pulls = meter.pulls + excluded.pulls, pushes = meter.pushes + excluded.pushes,"
+        " bytes_out = meter.bytes_out + excluded.bytes_out, bytes_in = meter.bytes_in + excluded.bytes_in",
         (repository, day_of(at), pulls, pushes, bytes_out, bytes_in),
     )
 

@@ -27,6 +27,8 @@ DEADLINE_S = 10.0
 ATTEMPTS = 8
 FIRST_AGAIN_S = 2.0
 LAST_AGAIN_S = 3600.0
+CLAIM_S = 60.0
+"""How long a delivery is left to the registry that began to send it."""
 KEPT = 1000
 """Deliveries kept for each hook."""
 ANSWER_BYTES = 2000
@@ -136,17 +138,20 @@ class Hooks:
         for id, body, _, position in await self._database.rows("SELECT id, body, secret, position FROM webhooks"):
             await self._make(id, msgspec.json.decode(body, type=HookBody), position)
         due = await self._database.rows(
-            "SELECT d.id, d.body, d.attempts, w.body, w.secret FROM deliveries d JOIN webhooks w ON w.id = d.hook"
+            "SELECT d.id, d.body, d.attempts, d.due, w.body, w.secret FROM deliveries d JOIN webhooks w ON w.id = d.hook"
             " WHERE d.state = 'waiting' AND d.due <= ? ORDER BY d.id LIMIT ?",
             self._clock.now(),
             BATCH,
         )
         gate = asyncio.Semaphore(8)
 
-        async def one(id: int, message: bytes, attempts: int, hook: bytes, secret: str) -> None:
+        async def one(id: int, message: bytes, attempts: int, was: float, hook: bytes, secret: str) -> None:
             async with gate:
+                mine = "UPDATE deliveries SET due = ? WHERE id = ? AND state = 'waiting' AND due = ?"
+                if not await self._database.execute(mine, self._clock.now() + CLAIM_S, id, was):
+                    return  # another registry over these records sends it
                 status, answer = await send(msgspec.json.decode(hook, type=HookBody).url, message, secret, id)
-            await self._done(id, attempts + 1, status, answer)
+                await self._done(id, attempts + 1, status, answer)
 
         await asyncio.gather(*(one(*row) for row in due))
         return len(due)
@@ -164,6 +169,9 @@ class Hooks:
         now = self._clock.now()
 
         def work(db: Tx) -> None:
+            moved = "UPDATE webhooks SET position = ? WHERE id = ? AND position = ?"
+            if not db.execute(moved, (rows[-1][0], id, position)).rowcount:
+                return  # another registry over these records was first, or the webhook is gone
             for event in chosen:
                 body = msgspec.json.encode(message_of(hook, event))
                 db.execute(
@@ -171,11 +179,10 @@ class Hooks:
                     " VALUES (?, ?, ?, 0, 0, 'waiting', 0, '', ?)",
                     (id, event.seq, body, now),
                 )
-            db.execute("UPDATE webhooks SET position = ? WHERE id = ?", (rows[-1][0], id))
             db.execute(
-                "DELETE FROM deliveries WHERE hook = ?1 AND state != 'waiting' AND id <="
-                " (SELECT max(id) FROM deliveries WHERE hook = ?1) - ?2",
-                (id, KEPT),
+                "DELETE FROM deliveries WHERE hook = ? AND state != 'waiting' AND id <="
+                " (SELECT max(id) FROM deliveries WHERE hook = ?) - ?",
+                (id, id, KEPT),
             )
 
         await self._database.write(work)

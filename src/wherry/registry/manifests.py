@@ -30,7 +30,7 @@ from wherry.registry.refusals import (
     invalid,
     unknown,
 )
-from wherry.registry.sqlite import holder
+from wherry.registry.repositories import holder
 from wherry.wire.http import Headers, Request, Response
 
 PAGE_MAX = 10_000

@@ -15,7 +15,6 @@ from wherry.registry.access import DELETE, LIST, PULL, PUSH, Access, Caller, tru
 from wherry.registry.blobs import Blobs
 from wherry.registry.call import Call
 from wherry.registry.collection import Collector
-from wherry.registry.database import Database
 from wherry.registry.events import CHANGE, Event, Journal
 from wherry.registry.hooks import Hooks
 from wherry.registry.manifests import Manifests
@@ -23,7 +22,8 @@ from wherry.registry.metadata import Metadata
 from wherry.registry.people import People
 from wherry.registry.records import Records, Tx
 from wherry.registry.refusals import NAME_INVALID, UNSUPPORTED, answer
-from wherry.registry.sqlite import SqliteMetadata
+from wherry.registry.repositories import SqlMetadata
+from wherry.registry.sqlite import SqliteRecords
 from wherry.registry.usage import metrics, note_stored
 from wherry.wire.http import Peer, Request, Response
 from wherry.wire.router import Route, Router
@@ -53,11 +53,13 @@ class Registry:
         trusted: Callable[[Peer], bool] | None = None,
         public: bool = True,
         open: bool = False,
+        records: Records | None = None,
     ) -> None:
+        """Bind to what it keeps its blobs and records in; `records` None for SQLite below `metadata_root`."""
         self.clock = clock
         self.content = content
-        self.database: Records = Database(metadata_root / "registry.db")
-        self.metadata: Metadata = SqliteMetadata(self.database)
+        self.database: Records = records or SqliteRecords(metadata_root / "registry.db")
+        self.metadata: Metadata = SqlMetadata(self.database)
         self.journal = Journal(self.database)
         self.people = People(self.database, clock)
         self._trusted = trusted or trust_local(os.geteuid())

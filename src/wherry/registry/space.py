@@ -57,7 +57,7 @@ def add(db: Tx, repository: str, digest: str, size_bytes: int) -> None:
     """Count one more name of a digest. Raises Forbidden when a quota does not allow it."""
     for scope in scopes_of(repository):
         db.execute(
-            "INSERT INTO space VALUES (?, ?, 1, ?) ON CONFLICT (scope, digest) DO UPDATE SET n = n + 1",
+            "INSERT INTO space VALUES (?, ?, 1, ?) ON CONFLICT (scope, digest) DO UPDATE SET n = space.n + 1",
             (scope, digest, size_bytes),
         )
         (n,) = db.execute("SELECT n FROM space WHERE scope = ? AND digest = ?", (scope, digest)).fetchone()
@@ -65,7 +65,7 @@ def add(db: Tx, repository: str, digest: str, size_bytes: int) -> None:
             continue
         check(db, scope, size_bytes)
         db.execute(
-            "INSERT INTO usage VALUES (?, ?) ON CONFLICT (scope) DO UPDATE SET bytes = bytes + excluded.bytes",
+            "INSERT INTO usage VALUES (?, ?) ON CONFLICT (scope) DO UPDATE SET bytes = usage.bytes + excluded.bytes",
             (scope, size_bytes),
         )
 
@@ -106,9 +106,10 @@ def recount(db: Tx) -> None:
     db.execute("DELETE FROM space")
     db.execute("DELETE FROM usage")
     names = "SELECT repository, digest, size FROM links UNION ALL SELECT repository, digest, size FROM manifests"
-    for scope in ("repository", "substr(repository, 1, instr(repository, '/'))"):
-        db.execute(
-            f"INSERT INTO space SELECT {scope} AS scope, digest, count(*), max(size) FROM ({names})"
-            f" WHERE {scope} != '' GROUP BY scope, digest"
-        )
-    db.execute("INSERT INTO usage SELECT scope, sum(size) FROM space GROUP BY scope")
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for repository, digest, size in db.execute(names).fetchall():
+        for scope in scopes_of(repository):
+            n, largest = found.get((scope, digest), (0, 0))
+            found[scope, digest] = n + 1, max(largest, size)
+    db.executemany("INSERT INTO space VALUES (?, ?, ?, ?)", [(*key, *value) for key, value in sorted(found.items())])
+    db.execute("INSERT INTO usage SELECT scope, CAST(sum(size) AS BIGINT) FROM space GROUP BY scope")

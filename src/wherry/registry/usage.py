@@ -45,12 +45,12 @@ def usage_csv(rows: Iterable[dict[str, object]]) -> Response:
 
 async def metrics(database: Records, counts: Iterable[tuple[str, str, float]], freed_bytes: int) -> bytes:
     """Write Prometheus' text form. `counts` are (method, status, n) of the requests since the start."""
-    totals = await database.row(
-        "SELECT (SELECT count(*) FROM repositories), (SELECT count(*) FROM tags), (SELECT count(*) FROM manifests),"
-        " (SELECT count(*) FROM uploads), coalesce(sum(pulls), 0), coalesce(sum(pushes), 0), coalesce(sum(bytes_out), 0),"
-        " coalesce(sum(bytes_in), 0) FROM meter"
-    )
-    stored = (await database.row("SELECT coalesce(sum(bytes), 0) FROM usage WHERE scope NOT LIKE '%/'"))[0]
+    sums = ", ".join(f"CAST(coalesce(sum({one}), 0) AS BIGINT)" for one in ("pulls", "pushes", "bytes_out", "bytes_in"))
+    counted = ", ".join(f"(SELECT count(*) FROM {one})" for one in ("repositories", "tags", "manifests", "uploads"))
+    totals = await database.row(f"SELECT {counted}, {sums} FROM meter")
+    stored = (
+        await database.row("SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM usage WHERE scope NOT LIKE '%/'")
+    )[0]
     lines: list[str] = []
 
     def metric(name: str, kind: str, help: str, *values: tuple[str, float]) -> None:
