@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python
 BIN := .venv/bin
 APT_RUN := crun conmon runc nftables libnftables1 catatonit golang-github-containers-common busybox-static iproute2 \
 	python3-venv ca-certificates
-APT_TEST := skopeo docker.io iptables postgresql
+APT_TEST := skopeo docker.io docker-compose iptables postgresql
 APT_BENCH := etcd-server podman
 
 .PHONY: setup demo up test check bench soak docs apt-run apt-test apt-bench clean

@@ -1,7 +1,8 @@
-"""Builds beside dockerd's classic builder (and buildah, where it is installed), in turns, on the same files.
+"""Builds by the command line beside dockerd's classic builder and buildah, in turns, on the same files.
 
-Run as root: `python benchmarks/build.py [ROUNDS]`. Each builder has its own state below a temporary directory; dockerd is
-started by hand with its own data, exec root and socket, and no bridge. Medians; the last column is theirs by ours.
+Run as root: `python benchmarks/build.py [ROUNDS]`. `wherry build` and the stock docker client (DOCKER_BUILDKIT=0) ask an engine of our own,
+the same docker client a dockerd, and buildah builds by itself; all have their own state below a temporary directory.
+Medians; the last columns are theirs by `wherry build`'s. The last rows say how much of the processors ten independent stages used.
 """
 
 import asyncio
@@ -11,121 +12,108 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from wherry.builder.service import Builder, Wanted
-from wherry.clock import RealClock, machine
-from wherry.content.local import LocalContent
-from wherry.engine.local import LocalEngine
-from wherry.engine.settings import EngineSettings
-from wherry.host import cgroups
-from wherry.network.types import Attachment
+from wherry.clock import machine
 
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "/bin/busybox")
+WHERRY = str(Path(sys.executable).parent / "wherry")
 BASE = "FROM scratch\nCOPY busybox /bin/busybox\n"
 RUN = 'RUN ["/bin/busybox", "sh", "-c", "{}"]\n'
+STAGES = "10 independent stages, cold"
+LIMIT_S = 300
 Build = Callable[[Path, str, bool], Awaitable[None]]
-LIMIT_S = 120
 
 
-class NoNetwork:
-    """Steps here have `lo` only, with every builder."""
+@dataclass(frozen=True)
+class Row:
+    """One walk: what is built, how often at most, and what is changed before each build."""
 
-    gateway = ""
-
-    async def attach(self, owner: str, netns: str) -> Attachment:
-        raise RuntimeError(f"{owner}: no network for {netns}")
-
-    async def detach(self, owner: str) -> None:
-        del owner
-
-    async def attachments(self) -> list[tuple[str, Attachment]]:
-        return []
+    name: str
+    context: str
+    cold: bool
+    once: bool = False
+    change: str = ""
 
 
-@asynccontextmanager
-async def ours(base: Path) -> AsyncGenerator[Build]:
-    """Our builder on our engine."""
-    content = LocalContent.open(base / "content", clock=RealClock())
-    engine = LocalEngine(
-        *(base / "root", base / "run"),
-        instance="be4c4b0b", node="bench", content=content, network=NoNetwork(), clock=RealClock(), settings=EngineSettings(),
-    )  # fmt: skip
-    async with engine:
-        builder = Builder(engine, content, base / "builder", clock=RealClock(), network="none")
-        await builder.start()
-
-        async def build(context: Path, tag: str, cold: bool) -> None:
-            await builder.build(context, wanted=Wanted(tags=[tag], no_cache=cold))
-
-        yield build
-        await builder.close()
-        await engine.settled()
-    await content.close()
-    cgroups.find("wherry/be4c4b0b").remove("")
+ROWS = (
+    Row("6 small steps, cold", "steps", True),
+    Row("6 small steps, cached", "steps", False),
+    Row("100 MB context, cold", "large", True),
+    Row("100 MB context, unchanged", "large", False),
+    Row("100 MB context, one file changed", "large", False, change="data/7"),
+    Row(STAGES, "stages", True),
+    Row("20,000-file COPY, cold", "many", True, once=True),
+    Row("20,000-file COPY, cached", "many", False, once=True),
+)
 
 
 @asynccontextmanager
-async def dockerd(base: Path) -> AsyncGenerator[Build]:
+async def ours(base: Path) -> AsyncGenerator[dict[str, Build]]:
+    """An engine of our own, asked by our command and by docker's."""
+    socket = base / "docker.sock"
+    serve = [WHERRY, "engine", "serve", "--root", str(base / "root"), "--socket", str(socket)]
+    async with process(serve, base / "log", socket):
+        environment = os.environ | {"DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "0"}
+        yield {
+            "wherry": client([WHERRY, "build", "--network=none", "-q"], environment),
+            "docker>w": client(["docker", "build", "--network=none", "-q"], environment),
+        }
+    await command([WHERRY, "down", "--purge", "--root", str(base / "root")], dict(os.environ), check=False)
+
+
+@asynccontextmanager
+async def dockerd(base: Path) -> AsyncGenerator[dict[str, Build]]:
     """A dockerd of our own, its classic builder asked by the stock client."""
-    socket = f"unix://{base}/docker.sock"
+    socket = base / "docker.sock"
     daemon = [
-        *("dockerd", "--data-root", str(base / "data"), "--exec-root", str(base / "exec"), "-H", socket),
+        *("dockerd", "--data-root", str(base / "data"), "--exec-root", str(base / "exec"), "-H", f"unix://{socket}"),
         *("--pidfile", str(base / "pid"), "--bridge=none", "--iptables=false", "--ip-masq=false", "--ip6tables=false"),
     ]
-    with (base / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*daemon, stdout=log, stderr=log)
-    environment = os.environ | {"DOCKER_HOST": socket, "DOCKER_BUILDKIT": "0"}
+    async with process(daemon, base / "log", socket):
+        environment = os.environ | {"DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "0"}
+        yield {"dockerd": client(["docker", "build", "--network=none", "-q"], environment)}
+
+
+@asynccontextmanager
+async def buildah(base: Path) -> AsyncGenerator[dict[str, Build]]:
+    """buildah with its own storage."""
+    storage = ["--root", str(base / "root"), "--runroot", str(base / "run"), "--storage-driver=overlay"]
+    yield {"buildah": client(["buildah", *storage, "bud", "--layers", "--network=none", "-q"], dict(os.environ))}
+
+
+@asynccontextmanager
+async def process(argv: Sequence[str], log: Path, socket: Path) -> AsyncGenerator[None]:
+    """Run a daemon until the end, from when it answers. Raises RuntimeError with its last words."""
+    with log.open("wb") as file:
+        child = await asyncio.create_subprocess_exec(*argv, stdout=file, stderr=file)
+    environment = os.environ | {"DOCKER_HOST": f"unix://{socket}"}
     try:
         for _ in range(100):
             await machine.sleep(0.2)
-            if await command(["docker", "version"], environment, check=False) == 0:
+            if socket.exists() and await command(["docker", "version"], environment, check=False) == 0:
                 break
         else:
-            raise RuntimeError((base / "log").read_text()[-2000:])
-
-        async def build(context: Path, tag: str, cold: bool) -> None:
-            argv = [
-                "docker",
-                "build",
-                "--network=none",
-                "-q",
-                "-t",
-                tag,
-                *(["--no-cache"] if cold else []),
-                str(context),
-            ]
-            await command(argv, environment)
-
-        yield build
+            raise RuntimeError(f"{argv[0]}: {log.read_text()[-2000:]}")
+        yield
     finally:
-        process.terminate()
-        await process.wait()
+        child.terminate()
+        await child.wait()
 
 
-@asynccontextmanager
-async def buildah(base: Path) -> AsyncGenerator[Build]:
-    """buildah with its own storage."""
+def client(argv: Sequence[str], environment: dict[str, str]) -> Build:
+    """A builder that is a command."""
 
     async def build(context: Path, tag: str, cold: bool) -> None:
-        argv = [
-            "buildah",
-            "--root",
-            str(base / "root"),
-            "--runroot",
-            str(base / "run"),
-            "--storage-driver=overlay",
-            "bud",
-        ]
-        argv += ["--layers", "--network=none", "-q", "-t", tag, *(["--no-cache"] if cold else []), str(context)]
-        await command(argv, dict(os.environ))
+        await command([*argv, "-t", tag, *(["--no-cache"] if cold else []), str(context)], environment)
 
-    yield build
+    return build
 
 
-async def command(argv: list[str], environment: dict[str, str], *, check: bool = True) -> int:
+async def command(argv: Sequence[str], environment: dict[str, str], *, check: bool = True) -> int:
     """Run a client. Raises RuntimeError with its last words."""
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(*argv, env=environment, stdout=pipe, stderr=pipe)
@@ -175,50 +163,53 @@ async def main(rounds: int) -> None:
     try:
         places = contexts(base / "contexts")
         async with AsyncExitStack() as stack:
-            peers: dict[str, Build] = {}
+            builders: dict[str, Build] = {}
             for name, opened, there in (("wherry", ours, True), ("dockerd", dockerd, shutil.which("dockerd")),
                                         ("buildah", buildah, shutil.which("buildah"))):  # fmt: skip
                 if there:
                     (base / name).mkdir()
-                    peers[name] = await stack.enter_async_context(opened(base / name))
-            await measure(places, peers, rounds)
+                    builders |= await stack.enter_async_context(opened(base / name))
+            await measure(places, builders, rounds)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
 
-async def measure(places: dict[str, Path], peers: dict[str, Build], rounds: int) -> None:
+async def measure(places: dict[str, Path], builders: dict[str, Build], rounds: int) -> None:
     """Run every walk with every builder in turns."""
     taken: dict[tuple[str, str], list[float]] = {}
-
-    async def turn(walk: str, context: str, *, cold: bool, count: int, change: Path | None = None) -> None:
-        for number in range(count):
-            for name, build in peers.items():
-                if change is not None:
-                    change.write_bytes(os.urandom(1024 * 1024))
-                begin = machine.monotonic()
-                await build(places[context], f"{context}:{number}", cold)
-                taken.setdefault((walk, name), []).append(machine.monotonic() - begin)
-
-    for name, build in peers.items():  # the first build of each warms what a day of work has warm
-        await build(places["steps"], "warm:1", False)
-        del name
-    await turn("6 small steps, cold", "steps", cold=True, count=rounds)
-    await turn("6 small steps, cached", "steps", cold=False, count=rounds + 2)
-    await turn("100 MB context, cold", "large", cold=True, count=1)
+    used: dict[str, list[float]] = {}
+    load = os.getloadavg()[0]
+    for context in ("steps", "large"):  # the first build of each warms what a day of work has warm
+        for build in builders.values():
+            await build(places[context], "warm:1", False)
     await machine.sleep(2.1)  # files younger than this are read again
-    await turn("100 MB context, first cached", "large", cold=False, count=1)
-    await turn("100 MB context, unchanged", "large", cold=False, count=rounds)
-    await turn("100 MB context, one file changed", "large", cold=False, count=rounds, change=places["large"] / "data/7")
-    await turn("10 independent stages, cold", "stages", cold=True, count=1)
-    await turn("20,000-file COPY, cold", "many", cold=True, count=1)
-    await turn("20,000-file COPY, cached", "many", cold=False, count=rounds)
-    names = list(peers)
+    for row in ROWS:
+        for number in range(1 if row.once else rounds):
+            for name, build in builders.items():
+                if row.change:
+                    (places[row.context] / row.change).write_bytes(os.urandom(1024 * 1024))
+                idle, begin = idle_s(), machine.monotonic()
+                await build(places[row.context], f"{row.context}:{number}", row.cold)
+                taken.setdefault((row.name, name), []).append(machine.monotonic() - begin)
+                if row.name == STAGES:
+                    spent = taken[row.name, name][-1] * (os.cpu_count() or 1)
+                    used.setdefault(name, []).append(100 * (1 - min(1.0, (idle_s() - idle) / spent)))
+    names = list(builders)
+    print(f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after; {rounds} rounds")
     print(f"{'':34}" + "".join(f"{name:>12}" for name in names) + "".join(f"{name + '/w':>12}" for name in names[1:]))
-    for walk in dict.fromkeys(walk for walk, _ in taken):
-        medians = [statistics.median(taken[walk, name]) for name in names]
-        print(f"{walk:34}" + "".join(f"{value * 1e3:9.0f} ms" for value in medians)
+    for row in ROWS:
+        medians = [statistics.median(taken[row.name, name]) for name in names]
+        print(f"{row.name:34}" + "".join(f"{value * 1e3:9.0f} ms" for value in medians)
               + "".join(f"{value / medians[0]:12.1f}" for value in medians[1:]))  # fmt: skip
+    print(f"{'processors in use meanwhile':34}" + "".join(f"{statistics.median(used[name]):10.0f} %" for name in names))
+
+
+def idle_s() -> float:
+    """The seconds that all processors together have been idle."""
+    with open("/proc/stat", encoding="ascii") as file:
+        words = file.readline().split()
+    return int(words[4]) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1))
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 3))

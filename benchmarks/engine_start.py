@@ -107,12 +107,12 @@ async def one(engine: LocalEngine) -> tuple[float, float, float, float]:
     return ended - begin, created - begin, started - created, ended - started
 
 
-async def bare_runtime(base: Path, source: Path) -> Callable[[int], Awaitable[float]]:
-    """Return a function that times one `crun run` with the same namespaces and no limits."""
+async def bare_runtime(base: Path, source: Path, program: str = "crun") -> Callable[[int], Awaitable[float]]:
+    """Return a function that times one `crun run` (or `runc run`) with the same namespaces and no limits."""
     bundle = base / "bundle"
     bundle.mkdir()
     spawner = await spawn.Spawner(mask_controllers=spawn.needs_mask()).__aenter__()
-    crun = shutil.which("crun") or "crun"
+    crun = shutil.which(program) or program
     await spawner.run([crun, "spec"], timeout_s=10, cwd=str(bundle))
     document = json.loads((bundle / "config.json").read_text())
     document["root"] = {"path": str(source), "readonly": True}

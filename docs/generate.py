@@ -84,6 +84,9 @@ def commands() -> str:
         spec = getattr(import_module(module), name.upper())
         text = "\n".join(line.rstrip() for line in help_text(spec).strip().splitlines())
         parts.append(f"## wherry {name}\n\n```text\n{text}\n```\n")
+        for each in getattr(import_module(module), "SUBCOMMANDS", {}).get(name, ()):
+            text = "\n".join(line.rstrip() for line in help_text(each).strip().splitlines())
+            parts.append(f"### wherry {each.name}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 

@@ -25,7 +25,7 @@ BUDGET_S = {
     "model": 60,
     "network": 90,
     "node": 60,
-    "registry": 45,
+    "registry": 90,  # its suite runs on two databases, and on a bucket
     "scheduler": 20,
     "store": 60,
     "testing": 60,

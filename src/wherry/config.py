@@ -43,6 +43,7 @@ SETTINGS: Sequence[Setting] = (
     Setting("durability", "full", "what an answered write survives", ("full", "test")),
     Setting("timeout", 60, "seconds to wait for readiness"),
     Setting("publish-address", "0.0.0.0", "where ports are published that name no address of their own"),
+    Setting("userns-remap", "", "whose users containers' users are: NAME of /etc/subuid, BASE:SIZE, auto:..."),
 )
 
 

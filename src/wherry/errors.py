@@ -5,11 +5,10 @@ its own status and envelope; nothing here knows any wire format.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(NamedTuple):
     """One reason among several: `field` is a path such as `spec.replicas`, `reason` a stable CamelCase code."""
 
     field: str

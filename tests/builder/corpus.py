@@ -233,7 +233,7 @@ BAD = (
     Bad("FROM with too much", "FROM a b\n", 1, "FROM IMAGE AS NAME"),
     Bad("FROM of an unset variable", "FROM $X\n", 1, "name is empty", "$X"),
     Bad("FROM of a bad name", "FROM UPPER\n", 1, "lower-case", "UPPER"),
-    Bad("another platform", "FROM --platform=linux/s390x scratch\n", 1, "linux/s390x on linux/amd64", "linux/s390x"),
+    Bad("another system", "FROM --platform=windows/amd64 scratch\n", 1, "another system than linux", "windows/amd64"),
     Bad("COPY from this stage", "FROM scratch AS a\nCOPY --from=a /x /y\n", 2, "this stage itself", "a"),
     Bad(
         "COPY from a later stage",

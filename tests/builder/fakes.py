@@ -4,7 +4,8 @@ import asyncio
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,20 @@ import msgspec
 from wherry.clock import Clock, machine
 from wherry.content.digests import digest_of
 from wherry.content.names import parse_name
-from wherry.content.oci import OCI_CONFIG, OCI_LAYER_GZIP, Descriptor, manifest_of
+from wherry.content.oci import (
+    OCI_CONFIG,
+    OCI_LAYER_GZIP,
+    Descriptor,
+    Index,
+    Manifest,
+    fits,
+    manifest_of,
+    parse_config,
+    parse_document,
+    parse_platform,
+)
 from wherry.content.protocol import Content, Digest
+from wherry.content.remote import Remote
 from wherry.engine.types import Container, ContainerSpec, Exit, Image, LogLine, Mount, State
 from wherry.errors import Broken, NotFound
 
@@ -36,20 +49,28 @@ class FakeEngine:
     now: int = 0
     most: int = 0
     says_time: bool = True
+    kept: list[str] = field(default_factory=list[str])
+    pulled: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     saw: list[dict[str, bytes]] = field(default_factory=list[dict[str, bytes]])
 
-    async def image(self, ref: str) -> Image:
+    async def image(self, ref: str, *, platform: str = "") -> Image:
         found = self.unnamed.get(ref) or self.named.get(ref)
         if found is None and not ref.startswith("sha256:"):
             found = self.named.get(str(parse_name(ref)))
         if found is None:
             raise NotFound(f"image {ref}: not on this machine")
+        if platform and not fits(parse_config(msgspec.json.encode(found.config)).platform, parse_platform(platform)):
+            raise NotFound(f"image {ref}: not for {platform}")
         return found
 
     async def images(self) -> Sequence[Image]:
         return [*self.named.values(), *self.unnamed.values()]
 
-    async def pull(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> Image:
+    async def pull(
+        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
+    ) -> Image:
+        self.pulled.append((ref, platform))
+        ref = f"{ref} {platform}" if platform else ref
         if ref not in self.upstream:
             raise NotFound(f"no image {ref} in the registry")
         self.named[ref] = self.upstream[ref]
@@ -84,6 +105,26 @@ class FakeEngine:
             self.unnamed[image.id] = image
         await self.content.end_lease(lease)
         return image
+
+    async def name_root(self, root: Digest, names: Sequence[str]) -> Image:
+        index = parse_document(await self.content.read(root))
+        assert isinstance(index, Index)
+        manifest = parse_document(await self.content.read(index.manifests[0].digest))
+        assert isinstance(manifest, Manifest)
+        config = msgspec.json.decode(await self.content.read(manifest.config.digest))
+        layers = [layer.digest for layer in manifest.layers]
+        image = Image(manifest.config.digest, index.manifests[0].digest, list(names), config, 0, 0.0, layers, root)
+        for name in names:
+            await self.content.hold(f"image/{name}", root)
+            self.named[name] = image
+        return image
+
+    @asynccontextmanager
+    async def registry(self, ref: str, auth: Mapping[str, str] | None) -> AsyncGenerator[tuple[Remote, str]]:
+        del auth
+        name = parse_name(ref)
+        async with Remote(f"http://{name.domain}") as remote:
+            yield remote, name.path
 
     async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
         image = self.unnamed.pop(ref, None)
@@ -129,7 +170,7 @@ class FakeEngine:
     ) -> AsyncIterator[LogLine]:
         yield LogLine(self.clock.now(), "stdout", b"ran %s\n" % (self.specs[ref].entrypoint or [""])[-1].encode())
 
-    async def diff_layer(self, ref: str) -> tuple[Digest, str, int]:
+    async def diff_layer(self, ref: str, *, lease: str = "") -> tuple[Digest, str, int]:
         spec = self.specs[ref]
         out = io.BytesIO()
         image = await self.image(spec.image)
@@ -147,9 +188,23 @@ class FakeEngine:
             info.size = len(said)
             info.mtime = int(self.clock.now())
             archive.addfile(info, io.BytesIO(said))
-        lease = await self.content.lease(seconds=60)
+        lease = lease or await self.content.lease(seconds=60)
         blob = await self.content.put(out.getvalue(), lease=lease)
         return blob.digest, digest_of(out.getvalue()), blob.size_bytes
+
+    async def adopt_layer(self, ref: str, diff_id: str) -> bool:
+        assert self.specs[ref].id == ref
+        assert diff_id in self.kept
+        return False
+
+    @contextmanager
+    def keeping(self, diff_ids: Collection[str]) -> Generator[None]:
+        self.kept.extend(diff_ids)
+        try:
+            yield
+        finally:
+            for diff_id in diff_ids:
+                self.kept.remove(diff_id)
 
     async def remove(self, ref: str, *, force: bool = False) -> None:
         del self.specs[ref]

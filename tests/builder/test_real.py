@@ -92,7 +92,7 @@ async def test_a_command_that_fails_leaves_nothing(yard: tuple[Builder, LocalEng
         'FROM scratch\nCOPY busybox /bin/\nRUN ["/bin/busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]\n'
     )
     events: list[BuildEvent] = []
-    with pytest.raises(Invalid, match=r"Dockerfile:3: the command returned a non-zero exit code: 7"):
+    with pytest.raises(Invalid, match=r"Dockerfile:3: The command '.*' returned a non-zero code: 7"):
         await builder.build(context, progress=events.append)
     said = {(event.stream, event.text) for event in events if event.kind == "output"}
     assert said == {("stdout", "out\n"), ("stderr", "err\n")}

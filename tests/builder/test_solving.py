@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.builder.yard import Yard
 
+from wherry.builder.exchange import CachePlace
 from wherry.builder.service import Wanted
 from wherry.builder.squeezing import Compression, parse_compression
 from wherry.content.inflate import compression_of
@@ -45,7 +46,7 @@ async def test_of_two_builds_of_one_step_one_makes_it(yard: Yard) -> None:
 
 async def test_a_stage_that_fails_ends_the_others(yard: Yard) -> None:
     yard.engine.fails = {"bad": 1}
-    with pytest.raises(Invalid, match="Dockerfile:2: the command returned"):
+    with pytest.raises(Invalid, match=r"Dockerfile:2: The command .* returned a non-zero code: 1"):
         await yard.build("FROM scratch AS a\nRUN bad\nFROM scratch AS b\nRUN good\nFROM a\nCOPY --from=b / /\n")
     assert not yard.engine.specs
     assert not yard.engine.unnamed
@@ -60,10 +61,11 @@ async def test_only_the_named_stages_are_made_anew(yard: Yard) -> None:
 
 async def test_a_cache_is_carried_to_another_machine(yard: Yard, tmp_path: Path) -> None:
     text = "FROM scratch\nRUN one\nCOPY Dockerfile /\nWORKDIR /\n"
-    image = await yard.want(text, cache_to=tmp_path / "cache")
+    image = await yard.want(text, cache_to=[CachePlace("local", str(tmp_path / "cache"))])
     (tmp_path / "elsewhere").mkdir()
     other = Yard(tmp_path / "elsewhere")
-    again = await other.want(text, cache_from=[tmp_path / "absent", tmp_path / "cache"])
+    carried = CachePlace("local", str(tmp_path / "cache"))
+    again = await other.want(text, cache_from=[CachePlace("local", str(tmp_path / "absent")), carried])
     assert other.cached == ["RUN one", "COPY Dockerfile /", "WORKDIR /"]
     assert again.id == image.id
     assert not other.engine.ran
@@ -76,11 +78,11 @@ async def test_a_cache_is_carried_to_another_machine(yard: Yard, tmp_path: Path)
         await other.content.release(holder)
     await other.clock.advance(10 * 86400)
     await other.content.collect()
-    await other.want(text, cache_from=[tmp_path / "cache"])
+    await other.want(text, cache_from=[carried])
     assert len(other.engine.ran) == 1  # what does not match its digest is made anew
     (tmp_path / "cache/cache.json").write_text("{}")
     with pytest.raises(Invalid, match=r"cache-from .*cache\.json cannot be read"):
-        await other.want(text, cache_from=[tmp_path / "cache"])
+        await other.want(text, cache_from=[carried])
     await other.builder.close()
     await other.content.close()
 
@@ -165,7 +167,7 @@ async def test_a_secret_is_seen_by_its_step_and_kept_nowhere(yard: Yard, tmp_pat
     )
     with pytest.raises(Invalid, match="Dockerfile:2: RUN --mount: the secret 'token' is required"):
         await yard.want(text)
-    image = await yard.want(text, secrets={"token": SECRET}, cache_to=tmp_path / "cache")
+    image = await yard.want(text, secrets={"token": SECRET}, cache_to=[CachePlace("local", str(tmp_path / "cache"), whole=True)])
     assert yard.engine.saw == [{"/run/secrets/token": SECRET}, {"/etc/t": SECRET, "$TOKEN": SECRET}]
     again = await yard.want(text, secrets={"token": b"another value"})
     assert again.id == image.id  # a secret is in no key

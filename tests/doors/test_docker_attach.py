@@ -3,13 +3,16 @@
 import os
 import pty
 import select
+import socket
 import subprocess
 
 import pytest
+import websocket
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doors.conftest import Docker
+from tests.doors.raw import VERSION, call, frames, hijack, path_of, read_all
 from wherry.clock import machine
 from wherry.doors.docker.keys import DetachKeys
 from wherry.errors import BadRequest
@@ -64,3 +67,108 @@ def test_a_terminal_lets_go(newest: Docker) -> None:
         client.wait()
         os.close(ours)
     assert newest("inspect", "-f", "{{.State.Status}}", "web").out == "running\n"
+
+
+@pytest.mark.root
+def test_attaching(newest: Docker) -> None:
+    """What was written before, several clients at once, input that ends, what cannot be."""
+    newest(
+        "run",
+        "-di",
+        "--name",
+        "web",
+        "web:1",
+        "sh",
+        "-c",
+        "echo before; echo bad >&2; while read x; do echo got $x; done",
+    )
+    deadline = machine.monotonic() + 10
+    while newest("logs", "web").err != "bad\n" or newest("logs", "web").out != "before\n":
+        assert machine.monotonic() < deadline
+    past = hijack(newest, "/containers/web/attach?logs=1&stream=0&stdout=1&stderr=1")
+    assert sorted(frames(read_all(past))) == [(1, b"before\n"), (2, b"bad\n")]
+    past.close()
+    whole = hijack(newest, "/containers/web/attach?logs=1&stream=1&stdout=1&stdin=1")
+    live = hijack(newest, "/containers/web/attach?stream=1&stdout=1")
+    whole.sendall(b"one\n")
+    expected = {whole: b"before\ngot one\n", live: b"got one\n"}
+    for stream, text in expected.items():
+        seen = b""
+        while b"".join(data for _, data in frames(seen)) != text:
+            seen += stream.recv(4096)
+    websocket = hijacked_websocket(newest, "/containers/web/attach/ws?stream=1&stdout=1&stdin=1&stderr=1")
+    websocket.send("two\n")
+    assert websocket.recv() == b"got two\n"
+    assert call(newest, "GET", "/containers/web/attach/ws?stream=1").status == 400
+    assert call(newest, "POST", "/containers/web/resize?h=1&w=x").status == 400
+    newest("pause", "web")
+    refused = call(newest, "POST", "/containers/web/attach?stream=1")
+    assert (refused.status, "is paused" in refused.message) == (409, True)
+    newest("unpause", "web")
+    newest("kill", "web")
+    assert frames(read_all(live)) == [(1, b"got two\n")]
+    assert frames(read_all(whole)) == [(1, b"got two\n")]
+    assert websocket.recv() in (b"", "")
+    for stream in expected:
+        stream.close()
+    websocket.close()
+    assert call(newest, "POST", "/containers/web/resize?h=10&w=20").message.endswith("is not running")
+    wrong = call(newest, "POST", "/containers/web/attach?stream=1&detachKeys=ctrl-zz")
+    assert (wrong.status, wrong.message) == (400, "Invalid detach keys (ctrl-zz) provided")
+    assert newest("run", "-i", "--rm", "web:1", "wc", "-c", input="x" * 200_000).out.strip() == "200000"
+
+
+@pytest.mark.root
+def test_a_client_that_does_not_read(newest: Docker) -> None:
+    """It makes the container wait, as with Docker; nothing is lost, and other containers are not held up."""
+    text = "0123456789" * 6
+    script = f"i=0; while [ $i -lt 20000 ]; do echo {text} $i; i=$((i+1)); done"
+    newest("create", "--name", "web", "web:1", "sh", "-c", script)
+    slow = hijack(newest, "/containers/web/attach?stream=1&stdout=1")
+    newest("start", "web")
+    assert newest("run", "--rm", "web:1", "echo", "meanwhile").out == "meanwhile\n"
+    lines = b"".join(data for _, data in frames(read_all(slow))).split(b"\n")
+    slow.close()
+    assert [line.split()[1] for line in lines[:-1]] == [str(number).encode() for number in range(20000)]
+
+
+@pytest.mark.root
+def test_signals(docker: Docker) -> None:
+    script = "trap 'echo hup' HUP; trap 'exit 7' INT; echo ready; while true; do sleep 0.05; done"
+    docker("run", "-d", "--name", "web", "--stop-signal", "SIGINT", "web:1", "sh", "-c", script)
+    deadline = machine.monotonic() + 10
+    while docker("logs", "web").out != "ready\n":
+        assert machine.monotonic() < deadline
+    docker("kill", "-s", "HUP", "web")
+    while docker("logs", "web").out != "ready\nhup\n":
+        assert machine.monotonic() < deadline
+    assert "Invalid signal: NOPE" in docker("kill", "-s", "NOPE", "web", code=1).err
+    docker("stop", "-t", "20", "web")
+    assert docker("wait", "web").out == "7\n"
+    assert "is not running" in docker("kill", "web", code=1).err
+    docker("start", "web")
+    if docker.program.startswith("/usr/local"):  # stop -s came with 1.42
+        docker("stop", "-s", "KILL", "web")
+        assert docker("wait", "web").out == "137\n"
+        docker("start", "web")
+    client = docker.popen("attach", "--no-stdin", "web")
+    try:
+        while docker("logs", "web").out.count("ready") < 2:
+            assert machine.monotonic() < deadline
+        deadline = machine.monotonic() + 10
+        while client.poll() is None:
+            client.send_signal(2)  # the client hands it on once it is attached
+            assert machine.monotonic() < deadline
+            machine.pause(0.1)
+        assert client.returncode in (7, 130)
+    finally:
+        client.kill()
+        client.communicate()
+
+
+def hijacked_websocket(docker: Docker, path: str) -> websocket.WebSocket:
+    """What docker-py has below it, at our socket."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(path_of(docker))
+    return websocket.create_connection(f"ws://docker{VERSION}{path}", socket=connection)

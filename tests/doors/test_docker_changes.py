@@ -1,11 +1,14 @@
 """pause, rename, update, top, diff and restart policies by the stock client."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from tests.doors.conftest import Docker
 from wherry.clock import machine
+from wherry.wire.blocking import request
 
 pytestmark = pytest.mark.root
 
@@ -78,3 +81,92 @@ def test_restarts_are_counted_and_end(newest: Docker) -> None:
     assert "Restarting (3)" in seen
     newest("stop", "always")
     assert newest("inspect", "-f", "{{.State.Status}}", "always").out == "exited\n"
+
+
+def test_restart_policies_that_cannot_be_and_a_count_that_starts_anew(newest: Docker) -> None:
+    assert "unknown policy 'strange'" in newest("create", "--restart", "strange", "web:1", code=1).err
+    assert "only be used with 'on-failure'" in newest("create", "--restart", "always:3", "web:1", code=1).err
+    id = newest("create", "--rm", "--name", "gone", "-v", "/data", "web:1", "true").out.strip()
+    assert "AutoRemove is enabled" in newest("update", "--restart", "always", "gone", code=1).err
+    volume = newest("inspect", "-f", "{{(index .Mounts 0).Name}}", "gone").out.strip()
+    newest("start", "-a", "gone")
+    deadline = machine.monotonic() + 10
+    while newest("ps", "-aq", "--no-trunc", "-f", f"id={id}").out or volume in newest("volume", "ls", "-q").out:
+        assert machine.monotonic() < deadline
+        machine.pause(0.05)
+    newest("run", "-d", "--name", "web", "--restart", "on-failure:1", "web:1", "sh", "-c", "exit 3")
+    for _ in range(2):
+        while newest("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "web").out != "1 exited\n":
+            assert machine.monotonic() < deadline
+            machine.pause(0.05)
+        newest("start", "web")
+
+
+def test_an_unhealthy_container_is_started_anew_or_stopped(newest: Docker) -> None:
+    sick = (
+        "--health-cmd",
+        "cat /tmp/well",
+        "--health-interval",
+        "100ms",
+        "--health-retries",
+        "1",
+        "--stop-timeout",
+        "0",
+    )
+    script = "[ -e /tmp/once ] && touch /tmp/well; touch /tmp/once; sleep 100"
+    newest("run", "-d", "--name", "web", *sick, "--label", "wherry.on-unhealthy=restart", "web:1", "sh", "-c", script)
+    newest("run", "-d", "--name", "two", *sick, "--label", "wherry.on-unhealthy=stop", "web:1", "sleep", "100")
+    deadline = machine.monotonic() + 15
+    for name, wanted in (("web", "1 running healthy\n"), ("two", "0 exited unhealthy\n")):
+        shown = "{{.RestartCount}} {{.State.Status}} {{.State.Health.Status}}"
+        while (seen := newest("inspect", "-f", shown, name).out) != wanted:
+            assert machine.monotonic() < deadline, seen
+            machine.pause(0.05)
+    label = ("--label", "wherry.on-unhealthy=restart")
+    assert "cannot both be removed" in newest("create", "--rm", *label, "web:1", code=1).err
+    assert "use stop or restart" in newest("create", "--label", "wherry.on-unhealthy=cry", "web:1", code=1).err
+
+
+def test_ports_mounts_and_variables_of_a_stopped_container(newest: Docker, tmp_path: Path) -> None:
+    """What Docker's clients cannot ask for: so by the API itself."""
+
+    def update(body: Mapping[str, object]) -> tuple[int, str]:
+        path = newest.environment["DOCKER_HOST"].removeprefix("unix://")
+        answer = request(path, "POST", "/containers/web/update", body=json.dumps(body).encode())
+        try:
+            return answer.status, answer.read().decode()
+        finally:
+            answer.close()
+
+    (tmp_path / "file").write_text("seen\n")
+    tmp_path.chmod(0o755)
+    script = "echo run >> /kept; cat /data/file /kept; echo $COLOUR; touch /old/x; sleep 100"
+    newest("run", "-d", "--name", "web", "-v", "/old", "-e", "COLOUR=red", "web:1", "sh", "-c", script)
+    before = newest("inspect", "-f", "{{(index .Mounts 0).Name}}", "web").out
+    assert update({"PortBindings": {}})[0] == 409
+    newest("stop", "-t", "0", "web")
+    change = {"PortBindings": {"80/tcp": [{"HostPort": ""}]}, "Binds": [f"{tmp_path}:/data:ro"], "Env": ["COLOUR=blue"]}
+    assert update(change) == (200, '{"Warnings":[]}')
+    newest("start", "web")
+    deadline = machine.monotonic() + 10
+    while not (said := newest("logs", "web").out).endswith("run\nrun\nblue\n"):
+        assert machine.monotonic() < deadline, said
+        machine.pause(0.02)
+    assert "seen\n" in said
+    assert newest("port", "web", "80").out
+    shown = json.loads(newest("inspect", "web").out)[0]
+    assert shown["HostConfig"]["Binds"] == [f"{tmp_path}:/data:ro"]
+    assert {each["Destination"]: each.get("Name", "") for each in shown["Mounts"]} == {
+        "/data": "",
+        "/old": before.strip(),
+    }
+    newest("stop", "-t", "0", "web")
+    assert update({"Binds": None, "PortBindings": None})[0] == 200
+    newest("start", "web")
+    assert newest("port", "web").out == ""
+    assert update({"Env": "A=1"})[0] == 400
+    assert update({"Hostname": "x"})[0] == 501
+    newest("rm", "-f", "-v", "web")
+    newest("create", "--name", "web", "web:1", "cat", "/data/file")  # its process waits already
+    assert update({"Binds": [f"{tmp_path}:/data"]})[0] == 200
+    assert newest("start", "-a", "web").out == "seen\n"

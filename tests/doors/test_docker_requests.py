@@ -42,6 +42,13 @@ CREATE = "/v1.41/containers/create"
         ("POST", CREATE, {"Image": "web:1", "HostConfig": []}, 400, "HostConfig"),
         ("POST", CREATE, {"Image": "web:1", "HostConfig": {"Memory": "lots"}}, 400, "HostConfig.Memory"),
         ("POST", CREATE, {"Image": "web:1", "HostConfig": {"Ulimits": [{"Name": "nofile"}]}}, 400, "Ulimits"),
+        (
+            "POST",
+            CREATE,
+            {"Image": "web:1", "HostConfig": {"UsernsMode": "keep-id"}},
+            400,
+            "invalid user namespace mode",
+        ),
         ("POST", CREATE, {"Image": "web:1", "Colour": "red"}, 501, "Colour"),
         ("POST", CREATE + "?name=a%20b", {"Image": "web:1"}, 400, "a b"),
         ("POST", CREATE + "?platform=linux/s390x", {"Image": "web:1"}, 404, "s390x"),
@@ -57,7 +64,7 @@ CREATE = "/v1.41/containers/create"
         ("GET", "/images/none/json", None, 404, "No such image"),
         ("POST", "/images/create", None, 400, "fromImage"),
         ("POST", "/images/web:1/tag", None, 400, "repo"),
-        ("POST", "/networks/create", {"Name": "x", "EnableIPv6": True}, 501, "IPv6"),
+        ("POST", "/networks/create", {"Name": "x", "EnableIPv4": False, "EnableIPv6": True}, 501, "EnableIPv4"),
         ("GET", "/networks/none-such", None, 404, "not found"),
         ("GET", "/containers/x/top", None, 404, "No such container"),
         ("POST", "/commit", None, 404, "No such container"),
@@ -138,7 +145,7 @@ def test_images_by_their_names(docker: Docker, loaded: Cluster, tmp_path: Path) 
     docker("rmi", "boat:2")
     assert "No such image" in docker("rmi", "boat:2", code=1).err
     docker("run", "-d", "--name", "user", "web:1", "sleep", "100")
-    assert "is used by container" in docker("rmi", "web:1", code=1).err
+    assert "is using its referenced image" in docker("rmi", "web:1", code=1).err
 
 
 def test_the_classic_builder(docker: Docker, tmp_path: Path) -> None:
@@ -152,6 +159,6 @@ def test_the_classic_builder(docker: Docker, tmp_path: Path) -> None:
     docker("rmi", "made:1")
     quiet = docker("build", "-q", str(tmp_path), timeout_s=40.0)
     assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", quiet.out)
-    assert "ulimits" in docker("build", "--ulimit", "nofile=5:5", str(tmp_path), code=1).err
+    assert "cgroupparent" in docker("build", "--cgroup-parent", "/x", str(tmp_path), code=1).err
     (tmp_path / "Dockerfile").write_text("FROM web:1\nCOPYY a b\n")
     assert "COPYY" in docker("build", str(tmp_path), code=1).err

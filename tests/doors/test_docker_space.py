@@ -1,11 +1,16 @@
 """stats, events of the past, prune and `system df` by the stock client."""
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tests.doors.conftest import Docker
+from tests.doors.raw import call
 from wherry.clock import machine
+from wherry.testing import Cluster
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +41,7 @@ def test_events_of_the_past(newest: Docker) -> None:
     wanted = ("--since", f"{began:.6f}", "--until", f"{machine.now():.6f}", "--format", "{{.Type}} {{.Action}}")
     seen = newest("events", *wanted).out.splitlines()
     assert [line for line in seen if line.startswith("container")] == [
-        "container create", "container start", "container die", "container destroy",
+        "container create", "container attach", "container start", "container die", "container destroy",
     ]  # fmt: skip
     assert [line for line in seen if line.startswith("volume")] == ["volume create", "volume destroy"]
     assert not [line for line in seen if line.startswith("sandbox")]
@@ -44,6 +49,105 @@ def test_events_of_the_past(newest: Docker) -> None:
     assert newest("events", *wanted, "-f", "volume=told", "-f", "event=create").out == "volume create\n"
     assert newest("events", *wanted, "-f", "container=other").out == ""
     assert newest("events", "--since", "10m", "--until", "9m").out == ""
+
+
+def test_listing(newest: Docker) -> None:
+    """Filters as a dockerd 20.10 answers them."""
+    newest("run", "--name", "first", "-l", "a=b", "web:1", "sh", "-c", "exit 3", code=3)
+    newest(
+        "run",
+        "-d",
+        "--name",
+        "second",
+        "-p",
+        "127.0.0.1::80",
+        "--expose",
+        "90/udp",
+        "-v",
+        "kept:/v",
+        "web:1",
+        "sleep",
+        "1000",
+    )
+    newest("create", "--name", "third", "-l", "a=c", "web:1", "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=2")
+    newest("start", "third")
+    newest("wait", "third")
+
+    def names(*filters: str) -> list[str]:
+        words = [word for each in filters for word in ("-f", each)]
+        return newest("ps", "-a", "--format", "{{.Names}}", *words).out.split()
+
+    id = newest("inspect", "-f", "{{.Id}}", "second").out.strip()
+    port = newest("port", "second", "80").out.strip().rpartition(":")[2]
+    for asked, found in {
+        ("since=first",): ["third", "second"], ("before=third",): ["second", "first"],
+        ("since=first", "before=third"): ["second"],
+        (f"since={id[:12]}",): ["third"], ("exited=3",): ["first"], ("exited=0", "exited=3"): ["third", "first"],
+        ("is-task=false",): ["third", "second", "first"], ("is-task=true",): [], ("name=^second$",): ["second"],
+        ("name=^/first$",): ["first"], ("name=ir",): ["third", "first"], ("label=a",): ["third", "first"],
+        ("label=a=b",): ["first"], ("label=a", "label=b"): [], ("status=exited",): ["third", "first"],
+        ("status=running",): ["second"],
+        (f"publish={port}",): ["second"], (f"publish={int(port) - 1}-{port}/tcp",): ["second"], ("publish=80",): [],
+        ("expose=90/udp",): ["second"], ("expose=90",): [], ("volume=kept",): ["second"], ("volume=/v",): ["second"],
+        ("network=bridge", "name=first"): ["first"], ("network=none",): [], ("ancestor=web:1", "id=" + id): ["second"],
+        ("ancestor=none:1",): [], ("health=none", "name=second"): ["second"], ("isolation=default", "name=second"): ["second"],
+    }.items():  # fmt: skip
+        assert (asked, names(*asked)) == (asked, found)
+    for wrong, said in {
+        "since=nobody": "o such container", "exited=x": "exited", "status=odd": "status=odd", "health=odd": "health: odd",
+        "expose=x": "expose", "publish=99999": "99999", "is-task=maybe": "is-task", "nothing=1": "nothing",
+    }.items():  # fmt: skip
+        assert said in newest("ps", "-a", "-f", wrong, code=1).err
+    assert newest("ps", "--format", "{{.Names}}").out == "second\n"
+    assert newest("ps", "-n", "2", "--format", "{{.Names}}").out == "third\nsecond\n"
+    assert newest("ps", "-l", "--format", "{{.Names}}").out == "third\n"
+    assert newest("ps", "-s", "-f", "name=third", "-a", "--format", "{{.Size}}").out.startswith("2.1MB (virtual 4")
+    assert "SizeRw" not in call(newest, "GET", "/containers/json").json[0]
+    shown = call(newest, "GET", "/containers/third/json?size=1").json
+    assert shown["SizeRootFs"] - shown["SizeRw"] == call(newest, "GET", "/images/web:1/json").json["Size"]
+    newest("rm", "-f", "first", "second", "third")
+    newest("volume", "rm", "kept")
+
+
+def test_an_empty_store_after_prune(newest: Docker, loaded: Cluster, tmp_path: Path) -> None:
+    """What builds, containers, images and volumes have taken from the disk is given back, and is in the sums before."""
+    (tmp_path / "Dockerfile").write_text(
+        "FROM web:1\nRUN head -c 3000000 /dev/zero >/made\n"
+        "RUN --mount=type=cache,target=/c head -c 2000000 /dev/zero >/c/kept\n"
+    )
+    newest("builder", "prune", "-af", timeout_s=60)  # of other tests
+    newest("build", "-t", "built:1", str(tmp_path), timeout_s=60)
+    newest(
+        "run", "--name", "loud", "-v", "/data", "built:1", "sh", "-c", "head -c 1000000 /dev/zero >/data/x; seq 100000"
+    )
+    rows = {row["Type"]: row for row in call_df(newest)}
+    assert rows["Build Cache"]["TotalCount"] == "3"
+    assert float(rows["Containers"]["Size"].removesuffix("MB")) > 1, "the log counts"
+    cached = call(newest, "GET", "/system/df?type=build-cache").json["BuildCache"]
+    assert sorted((each["Type"], each["Shared"], each["Size"] > 1_000_000) for each in cached) == [
+        ("exec.cachemount", False, True), ("regular", True, False), ("regular", True, False),
+    ]  # fmt: skip
+    assert "Total reclaimed space" in newest("builder", "prune", "-f", "--filter", "until=1h").out
+    assert len(call(newest, "GET", "/system/df?type=build-cache").json["BuildCache"]) == 3
+    newest("save", "-o", str(tmp_path / "web.tar"), "web:1")
+    try:
+        newest("system", "prune", "-af", "--volumes", timeout_s=60)
+        assert call(newest, "GET", "/images/json?all=1").json == []
+        usage = call(newest, "GET", "/system/df").json
+        assert (usage["LayersSize"], usage["Images"], usage["Containers"], usage["Volumes"], usage["BuildCache"]) == (
+            0, [], [], [], [],
+        )  # fmt: skip
+        with closing(sqlite3.connect(Path(loaded.root) / "content" / "index.db")) as ledger:
+            holders = [who for (who,) in ledger.execute("SELECT DISTINCT holder FROM holds")]
+            leases = ledger.execute("SELECT count(*) FROM covers").fetchone()[0]
+        assert [who for who in holders if not who.startswith("repo/")] == [], "but for what the registry has"
+        assert leases == 0
+    finally:
+        newest("load", "-i", str(tmp_path / "web.tar"))
+
+
+def call_df(docker: Docker) -> list[dict[str, str]]:
+    return [json.loads(line) for line in docker("system", "df", "--format", "{{json .}}").out.splitlines()]
 
 
 def test_prune_and_usage(newest: Docker) -> None:

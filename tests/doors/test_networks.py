@@ -43,14 +43,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def clean(docker: Docker) -> Iterator[None]:
-    """Containers and networks of a test go with it."""
-    yield
+def clear(docker: Docker) -> None:
     if names := docker("ps", "-aq").out.split():
         docker("rm", "-f", *names)
     docker("network", "prune", "-f")
     assert docker("network", "ls", "-q", "--filter", "type=custom").out == ""
+
+
+@pytest.fixture
+def clean(docker: Docker) -> Iterator[None]:
+    """Containers and networks of a test go with it."""
+    yield
+    clear(docker)
+
+
+@pytest.fixture
+def last(newest: Docker) -> Iterator[Docker]:
+    """The newest client alone, for what depends on no client; containers and networks go with the test."""
+    yield newest
+    clear(newest)
 
 
 def test_a_published_port_serves_and_is_shown(docker: Docker, clean: None) -> None:
@@ -144,7 +155,8 @@ def test_connect_and_disconnect_while_it_runs(docker: Docker, clean: None) -> No
     assert set(json.loads(docker("inspect", "plain").out)[0]["NetworkSettings"]["Networks"]) == {"front"}
 
 
-def test_subnets_and_fixed_addresses(docker: Docker, clean: None) -> None:
+def test_subnets_and_fixed_addresses(last: Docker) -> None:
+    docker = last
     docker("network", "create", "--subnet", "172.30.77.0/24", "--gateway", "172.30.77.254", "-o",
            "com.docker.network.driver.mtu=1400", "plan")  # fmt: skip
     docker("run", "-d", "--name", "web", "--network", "plan", "--ip", "172.30.77.9", "-p", "80", "web:1", *SERVE)
@@ -167,7 +179,36 @@ def test_subnets_and_fixed_addresses(docker: Docker, clean: None) -> None:
     assert docker("exec", "web", "cat", "/etc/resolv.conf").out.startswith("nameserver 172.30.77.254\n")
 
 
-def test_an_internal_network_has_no_way_out(docker: Docker, clean: None) -> None:
+def test_both_families(last: Docker) -> None:
+    docker = last
+    docker("network", "create", "--ipv6", "--subnet", "172.30.78.0/24", "--subnet", "fd00:30:78::/64", "--gateway",
+           "fd00:30:78::fe", "-o", "com.docker.network.bridge.name=wh-six", "six")  # fmt: skip
+    port = free_port()
+    docker("run", "-d", "--name", "web", "-h", "web", "--network", "six", "--ip6", "fd00:30:78::9", "-p", f"{port}:80",
+           "web:1", *SERVE)  # fmt: skip
+    shown = json.loads(docker("network", "inspect", "six").out)[0]
+    assert shown["EnableIPv6"]
+    assert shown["IPAM"]["Config"] == [
+        {"Subnet": "172.30.78.0/24", "Gateway": "172.30.78.1"}, {"Subnet": "fd00:30:78::/64", "Gateway": "fd00:30:78::fe"},
+    ]  # fmt: skip
+    assert [each["IPv6Address"] for each in shown["Containers"].values()] == ["fd00:30:78::9/64"]
+    place = json.loads(docker("inspect", "web").out)[0]["NetworkSettings"]["Networks"]["six"]
+    assert (place["GlobalIPv6Address"], place["GlobalIPv6PrefixLen"]) == ("fd00:30:78::9", 64)
+    assert (place["IPv6Gateway"], place["IPAMConfig"]) == ("fd00:30:78::fe", {"IPv6Address": "fd00:30:78::9"})
+    asked = docker("run", "--rm", "--network", "six", "web:1", "busybox", "nslookup", "-type=aaaa", "web").out
+    assert "fd00:30:78::9" in asked
+    for host in ("127.0.0.1", "[::1]", "[fd00:30:78::fe]"):
+        assert page(port, host) == "web"
+    assert docker("exec", "web", "busybox", "ip", "-6", "route").out.count("default via fd00:30:78::fe") == 1
+    docker("network", "create", "--ipv6", "any")
+    config = json.loads(docker("network", "inspect", "any").out)[0]["IPAM"]["Config"]
+    assert config[1]["Subnet"].startswith("fd")
+    outside = docker("run", "--rm", "--network", "six", "--ip6", "fd00::9", "web:1", "true", code=125)
+    assert "does not belong to any of this network's subnets" in outside.err
+
+
+def test_an_internal_network_has_no_way_out(last: Docker) -> None:
+    docker = last
     docker("network", "create", "--internal", "inner")
     docker("run", "-d", "--name", "web", "-h", "web", "--network", "inner", "-p", "80", "web:1", *SERVE)
     address = lookup(docker, ("run", "--rm", "--network", "inner", "web:1"), "web")
@@ -181,9 +222,16 @@ def test_an_internal_network_has_no_way_out(docker: Docker, clean: None) -> None
     [
         (("create", "bridge"), "predefined bridge network"),
         (("create", "--driver", "overlay", "x"), "overlay"),
-        (("create", "--ipv6", "x"), "EnableIPv6"),
-        (("create", "-o", "com.docker.network.bridge.name=br7", "x"), "bridge.name"),
-        (("create", "--subnet", "fd00::/64", "x"), "IPv6"),
+        (("create", "-o", "com.docker.network.bridge.name=lo", "x"), "not wherry's"),
+        (("create", "-o", "com.docker.network.bridge.name=a-name-that-is-long", "x"), "no name of a link"),
+        (("create", "-o", "com.docker.network.bridge.gateway_mode_ipv6=routed", "x"), "gateway_mode_ipv6=routed"),
+        (("create", "-o", "com.docker.network.bridge.enable_icc=maybe", "x"), "true or false"),
+        (("create", "-o", "parent=eth0", "x"), "parent=eth0"),
+        (("create", "--subnet", "fd00:7::/64", "x"), "--ipv6"),
+        (("create", "--subnet", "10.5.5.0/24", "--subnet", "10.5.6.0/24", "x"), "multiple subnets"),
+        (("create", "--ipv6", "--subnet", "fd00:7::/64", "--gateway", "fd00:8::1", "x"), "gateway"),
+        (("create", "--scope", "swarm", "x"), "not a swarm manager"),
+        (("create", "--ingress", "x"), "Ingress network can only be global"),
         (("create", "--subnet", "10.5.5.5/24", "x"), "10.5.5.0/24"),
         (("create", "--subnet", "172.30.1.0/24", "--gateway", "172.30.2.1", "x"), "gateway"),
         (("rm", "host"), "pre-defined"),
@@ -191,7 +239,8 @@ def test_an_internal_network_has_no_way_out(docker: Docker, clean: None) -> None
         (("inspect", "nowhere"), "nowhere"),
     ],
 )
-def test_what_cannot_be_says_so(docker: Docker, argv: tuple[str, ...], says: str) -> None:
+def test_what_cannot_be_says_so(newest: Docker, argv: tuple[str, ...], says: str) -> None:
+    docker = newest
     assert says in docker("network", *argv, code=1).err
 
 
@@ -201,11 +250,75 @@ def test_a_network_that_is_not_there_is_no_missing_image(docker: Docker) -> None
     assert "Unable to find image" not in done.err
 
 
-def test_names_of_networks_are_taken_once(docker: Docker, clean: None) -> None:
+def test_names_of_networks_are_taken_once(last: Docker) -> None:
+    docker = last
     docker("network", "create", "one")
     assert "network with name one already exists" in docker("network", "create", "one", code=1).err
     assert set(docker("network", "ls", "--format", "{{.Name}}").out.split()) == {"bridge", "host", "none", "one"}
     docker("network", "rm", "one")
+
+
+def inspected(docker: Docker, name: str, network: str) -> dict[str, object]:
+    """What `inspect` says of a container's place on a network."""
+    return json.loads(docker("inspect", name).out)[0]["NetworkSettings"]["Networks"][network]
+
+
+def test_several_networks_at_once(last: Docker) -> None:
+    docker = last
+    docker("network", "create", "--subnet", "172.30.81.0/24", "front")
+    docker("network", "create", "-o", "com.docker.network.container_iface_prefix=net", "back")
+    docker("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "apart")
+    port = free_port()
+    docker("create", "--name", "web", "-h", "web", "-p", f"{port}:80", "--add-host", "machine:host-gateway",
+           "--network", "name=front,alias=site,ip=172.30.81.7,mac-address=02:42:00:00:00:09",
+           "--network", "name=back,gw-priority=3", "web:1", *SERVE)  # fmt: skip
+    docker("network", "connect", "--alias", "late", "apart", "web")  # before it is started
+    docker("start", "web")
+    assert page(port) == "web"
+    assert "default via 172.30.81.1" not in docker("exec", "web", "busybox", "ip", "route").out
+    links = docker("exec", "web", "busybox", "ip", "addr").out
+    assert "02:42:00:00:00:09" in links
+    assert "net1@" in links
+    place = inspected(docker, "web", "front")
+    assert (place["IPAddress"], place["MacAddress"], place["GwPriority"]) == ("172.30.81.7", "02:42:00:00:00:09", 0)
+    assert {"web", "site"} <= set(place["DNSNames"])  # type: ignore[arg-type]  # a list
+    assert inspected(docker, "web", "back")["GwPriority"] == 3
+    gateway = inspected(docker, "web", "front")["Gateway"]
+    assert f"{gateway}\tmachine" in docker("exec", "web", "cat", "/etc/hosts").out
+    address = str(inspected(docker, "web", "apart")["IPAddress"])
+    assert lookup(docker, ("run", "--rm", "--network", "apart", "web:1"), "late") == address
+    assert docker("run", "--rm", "--network", "apart", "web:1", *SPEAK, address, code=1).out == ""
+    docker("network", "disconnect", "back", "web")
+    assert page(port) == "web"  # the port leads to another of its networks now
+    assert "default via" in docker("exec", "web", "busybox", "ip", "route").out
+    wrong = docker("run", "--rm", "--network", "name=front,driver-opt=a.b=c", "web:1", "true", code=125)
+    assert "DriverOpts" in wrong.err
+    wrong = docker("run", "--rm", "--network", "name=front,link-local-ip=169.254.7.7", "web:1", "true", code=125)
+    assert "LinkLocalIPs" in wrong.err
+
+
+def test_networks_are_found_and_pruned_by_filters(last: Docker) -> None:
+    docker = last
+    for name, label in (("one", "a=1"), ("two", "a=2"), ("three", "b=1")):
+        docker("network", "create", "--label", label, name)
+    docker("run", "-d", "--name", "used", "--network", "one", "web:1", "sleep", "1000")
+
+    def names(*wanted: str) -> set[str]:
+        words = [word for each in wanted for word in ("--filter", each)]
+        return set(docker("network", "ls", "--format", "{{.Name}}", *words).out.split())
+
+    assert names("label=a") == {"one", "two"}
+    assert names("label=a=2") == {"two"}
+    assert names("name=t", "type=custom") == {"two", "three"}
+    assert names("dangling=true", "label=a") == {"two"}
+    assert names("driver=host") == {"host"}
+    assert names("scope=global") == set()
+    assert "invalid filter" in docker("network", "ls", "--filter", "colour=red", code=1).err
+    assert docker("network", "prune", "-f", "--filter", "until=1h").out == ""
+    assert docker("network", "prune", "-f", "--filter", "label!=b").out.split()[-1] == "two"
+    assert docker("network", "prune", "-f", "--filter", "label=a").out == ""
+    docker("rm", "-f", "used")
+    assert set(docker("network", "prune", "-f").out.split()[2:]) == {"one", "three"}
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class NoNetwork:
 
     gateway = "10.255.255.1"
 
-    async def attach(self, owner: str, netns: str) -> Attachment:
+    async def attach(self, owner: str, netns: str, *, mac: str = "") -> Attachment:
         raise Broken(f"{owner}: this test has no pod network for {netns}")
 
     async def detach(self, owner: str) -> None:

@@ -20,8 +20,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(place: Place) -> AsyncIterator[LocalEngine]:
+    """It rotates no logs by itself: tests do."""
     content = place.content()
-    async with place.engine(content) as opened:
+    async with place.engine(content, rotate_every_s=3600.0) as opened:
         await put_image(content, opened, place.base / "source")
         yield opened
         for container in await opened.containers():

@@ -6,17 +6,24 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.engine.boxes import Place, put_image, text_of
+from tests.engine.boxes import Place, put_image, run, spec, text_of
+from tests.engine.test_registries import Registry
 
-from wherry.clock import machine
+from wherry.clock import RealClock, machine
+from wherry.content import oci
+from wherry.content.local import LocalContent
+from wherry.content.protocol import Digest
 from wherry.engine.local import LocalEngine
-from wherry.engine.types import State
+from wherry.engine.types import ExecSpec, State
 from wherry.host import processes
+from wherry.wire.server import Server
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
@@ -32,7 +39,9 @@ class Scene:
         self.shared = place.base / "shared"
         self.shared.mkdir(exist_ok=True)
 
-    async def victim(self, arrow: str, count: int, *steps: str, kill: bool = False, after_s: float = 0.0) -> None:
+    async def victim(
+        self, arrow: str, count: int, *steps: str, kill: bool = False, after_s: float = 0.0, **environment: str
+    ) -> None:
         """Run a victim until it is killed: by its own arrow, or by us when it is READY."""
         argv = [
             sys.executable,
@@ -44,7 +53,12 @@ class Scene:
             str(count),
         ]
         process = await asyncio.to_thread(
-            subprocess.Popen, [*argv, *steps], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            subprocess.Popen,
+            [*argv, *steps],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | environment,
         )
         try:
             if kill:
@@ -60,9 +74,9 @@ class Scene:
                 process.wait()
 
     @asynccontextmanager
-    async def engine(self) -> AsyncIterator[LocalEngine]:
+    async def engine(self, **settings: Any) -> AsyncGenerator[LocalEngine]:
         content = self.place.content()
-        async with self.place.engine(content) as engine:
+        async with self.place.engine(content, **settings) as engine:
             yield engine
         await content.close()
 
@@ -190,6 +204,98 @@ async def test_a_half_made_sandbox_is_made_again(scene: Scene, arrow: str) -> No
         assert [sandbox.ready for sandbox in await engine.sandboxes()] == [False]
         spec = (await engine.sandbox("s")).spec
         assert (await engine.create_sandbox(spec)).ready
+
+
+async def killed_while_committing(scene: Scene, times: int) -> None:
+    """The container was stopped for the moment of the commit: it must not stay so. The image is there whole, or not at all."""
+    async with scene.engine() as engine:
+        made = await engine.create(
+            spec("/bin/sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=6; sleep 1000", name="c")
+        )
+        await engine.start(made.id)
+        async with machine.timeout(20):
+            while "6+0 records out" not in await text_of(engine, made.id):
+                await machine.sleep(0.01)
+    rng = random.Random(3)
+    for _ in range(times):
+        await scene.victim("", 1, "commits", kill=True, after_s=rng.uniform(0.0, 0.3))
+        async with scene.engine() as engine:
+            assert (await engine.container("c")).state is State.RUNNING
+            session = await engine.exec("c", ExecSpec(["/bin/echo", "alive"]))
+            async with machine.timeout(10):
+                assert [data async for _, data in session.output()] == [b"alive\n"]
+            if any("docker.io/library/kept:1" in image.names for image in await engine.images()):
+                assert (await run(engine, replace(spec("/bin/test", "-s", "/big"), image="kept:1")))[0] == 0
+            await engine.settled()
+            assert not list((scene.place.root / "trash").iterdir())
+            assert not [name for name in os.listdir(scene.place.root / "snapshots") if name.startswith("making-")]
+    async with scene.engine() as engine:
+        await engine.commit("c", ["kept:1"], {"Cmd": ["/bin/true"]}, author="", message="", pause=True)
+        assert (await run(engine, replace(spec("/bin/test", "-s", "/big"), image="kept:1")))[0] == 0
+        await engine.remove("c", force=True)
+        await engine.remove_image("kept:1")
+
+
+async def killed_while_pulling(scene: Scene, times: int) -> None:
+    """The image is there whole, or not at all; the next pull is as if nothing had been; nothing half-made stays."""
+    content = scene.place.content()
+    registry = Registry(content)
+    async with scene.engine() as engine:
+        registry.tags["far:1"] = Digest((await engine.image("box:1")).digest)
+        other = Registry(LocalContent.open(scene.place.base / "far", clock=RealClock()))
+        for digest in [
+            (await engine.image("box:1")).digest,
+            *await documents(content, (await engine.image("box:1")).digest),
+        ]:
+            await other.content.put(await content.read(Digest(digest)))
+        other.tags = registry.tags
+        await engine.remove_image("box:1", force=True)
+        await content.collect()
+    rng = random.Random(4)
+    async with Server(other.handle) as server:
+        host, port = await server.start_tcp("127.0.0.1", 0)
+        name = f"{host}:{port}"
+        for _ in range(times):
+            await scene.victim("", 1, "pulls", kill=True, after_s=rng.uniform(0.0, 0.4), REF=f"{name}/far:1")
+            async with scene.engine(insecure=frozenset({name})) as engine:
+                for image in await engine.images():
+                    assert (await run(engine, replace(spec("/bin/true"), image=image.id)))[0] == 0
+                await engine.settled()
+                assert not [each for each in os.listdir(scene.place.root / "snapshots") if each.startswith("making-")]
+                assert not list((scene.place.root / "trash").iterdir())
+                await engine.pull(f"{name}/far:1")
+                assert (await run(engine, replace(spec("/bin/true"), image=f"{name}/far:1")))[0] == 0
+                await engine.remove_image(f"{name}/far:1")
+                await content.collect()
+                assert [image.names for image in await engine.images() if image.names] == []
+    await put_again(scene)
+    await other.content.close()
+    await content.close()
+
+
+async def documents(content: LocalContent, digest: str) -> list[str]:
+    """Name what a manifest refers to."""
+    return list(oci.references(await content.read(Digest(digest))))
+
+
+async def put_again(scene: Scene) -> None:
+    async with scene.engine() as engine:
+        content = engine._content  # pyright: ignore[reportPrivateUsage]
+        await put_image(content, engine, scene.place.base / "source")  # type: ignore[arg-type]
+
+
+async def test_a_kill_while_committing(scene: Scene) -> None:
+    await killed_while_committing(scene, 2)
+
+
+async def test_a_kill_while_pulling(scene: Scene) -> None:
+    await killed_while_pulling(scene, 2)
+
+
+@pytest.mark.soak
+async def test_many_kills_while_committing_and_pulling(scene: Scene) -> None:
+    await killed_while_committing(scene, 25)
+    await killed_while_pulling(scene, 25)
 
 
 @pytest.mark.soak

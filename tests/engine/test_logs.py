@@ -1,19 +1,23 @@
 """Logs: the format, tails, following, rotation."""
 
 import asyncio
+import gzip
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.boxes import Place, spec, text_of
+from tests.engine.boxes import Place, put_image, spec, text_of
 
 from wherry.clock import machine
-from wherry.engine import logs, rotation
+from wherry.engine import logs, rotation, runs
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import LogLine
-from wherry.errors import Unsupported
+from wherry.errors import Broken, Unsupported
 from wherry.host.engine_calls import Inotify
 
 STAMP = "2026-01-31T23:59:59.123456789+00:00"
@@ -93,8 +97,90 @@ async def test_since(tmp_path: Path) -> None:
     assert [line.data for line in found] == [b"6\n", b"7\n", b"8\n"]
 
 
+async def test_stamps_are_kept_to_the_nanosecond(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(f"{STAMP} stdout F a\n{STAMP.replace('789+', '790+')} stdout F b\n")
+    assert [line.stamp for line in await collect(path)] == [
+        "2026-01-31T23:59:59.123456789Z", "2026-01-31T23:59:59.123456790Z",
+    ]  # fmt: skip
+
+
+async def test_compressed_files_are_read_like_the_others(tmp_path: Path) -> None:
+    def lines(first: int) -> bytes:
+        return "".join(f"2026-01-01T00:00:{n:02}.5+00:00 stdout F {n}\n" for n in range(first, first + 5)).encode()
+
+    path = tmp_path / "log"
+    path.write_bytes(lines(15))
+    (tmp_path / "log.1").write_bytes(lines(10))
+    (tmp_path / "log.2.gz").write_bytes(gzip.compress(lines(5)))
+    (tmp_path / "log.3.gz").write_bytes(gzip.compress(lines(0)))
+    assert [int(line.data) for line in await collect(path)] == list(range(20))
+    assert [int(line.data) for line in await collect(path, tail=13)] == list(range(7, 20))
+    assert [int(line.data) for line in await collect(path, since=1767225600.0 + 8)] == list(range(8, 20))
+
+
+async def test_a_file_compressed_while_it_is_read(tmp_path: Path) -> None:
+    """A slow reader goes on with the right file, though the one it reads has another inode by now."""
+    path = tmp_path / "log"
+    path.write_text("2026-01-01T00:00:00.5+00:00 stdout F 0\n")
+    ended = False
+    inotify = Inotify()
+    reading = logs.read(
+        str(path), 5, inotify, follow=True, tail=None, since=0.0, has_ended=lambda: ended, ending=lambda _: lambda: None
+    )
+    try:
+        assert (await anext(reading)).data == b"0\n"
+        old = path.read_bytes()
+        (tmp_path / "log.3.gz").write_bytes(gzip.compress(old))
+        path.unlink()
+        for number in (2, 1):
+            (tmp_path / f"log.{number}").write_text(f"2026-01-01T00:00:0{9 - number}.5+00:00 stdout F {9 - number}\n")
+        path.write_text("2026-01-01T00:00:09.5+00:00 stdout F 9\n")
+        ended = True
+        async with asyncio.timeout(20):
+            assert [line.data async for line in reading] == [b"7\n", b"8\n", b"9\n"]
+    finally:
+        inotify.close()
+
+
 async def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert await collect(tmp_path / "none") == []
+
+
+def journal_fields(message: bytes) -> dict[bytes, bytes]:
+    """Read one entry of the journal's native protocol: NAME=value, or NAME, a length and the value."""
+    fields: dict[bytes, bytes] = {}
+    while message:
+        line, _, rest = message.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            size = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + size], rest[9 + size :]
+        fields[name], message = value.rstrip(b"\n"), rest
+    return fields
+
+
+@pytest.fixture
+def journal() -> Iterator[socket.socket]:
+    """The place of systemd's journal; the machine's own, if there is one, is put back."""
+    place = Path(runs.JOURNAL)
+    made = [each for each in (place.parent, place.parent.parent) if not each.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    kept = place.with_name(f"socket.kept-{os.getpid()}")
+    with suppress(FileNotFoundError):
+        place.rename(kept)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        listener.bind(str(place))
+        listener.settimeout(20)
+        yield listener
+    finally:
+        listener.close()
+        place.unlink()
+        with suppress(FileNotFoundError):
+            kept.rename(place)
+        for each in made:
+            each.rmdir()
 
 
 @pytest.mark.root
@@ -140,7 +226,7 @@ class TestReal:
         await engine.settled()
         assert not path.parent.exists()
 
-    async def test_old_files_go(self, place: Place, engine: LocalEngine) -> None:
+    async def test_old_files_go(self, place: Place, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         log = place.base / "pods" / "x" / "0.log"
         script = "for i in $(seq 400); do echo $i 012345678901234567890123456789; done; echo end; sleep 100"
         made = await engine.create(
@@ -151,15 +237,93 @@ class TestReal:
         async for line in engine.logs(made.id, follow=True):
             if line.data == b"end\n":
                 break
-        for _ in range(3):
-            assert rotation.rotate(record, engine._paths.bundle(made.id)) or log.exists()  # pyright: ignore[reportPrivateUsage]
+        bundle = engine._paths.bundle(made.id)  # pyright: ignore[reportPrivateUsage]
+        assert rotation.rotate(record, bundle)
         async with asyncio.timeout(5):
             while not log.exists():
+                assert not rotation.rotate(record, bundle), "conmon is told once"
+                await machine.sleep(0.002)
+        monkeypatch.setattr(rotation, "FINISH_S", 0.0)
+        log.rename(f"{log}.1")  # as far as an engine came that was killed there
+        looking = rotation.Rotation(lambda: (), 1.0)
+        async with asyncio.timeout(5):
+            while not log.exists():
+                looking.look([(record, bundle)])
                 await machine.sleep(0.002)
         assert sorted(entry.name for entry in log.parent.iterdir()) == ["0.log", "0.log.1"]
         await engine.remove(made.id, force=True)
         await engine.settled()
         assert list(log.parent.iterdir()) == []
+
+    async def test_a_process_that_never_stops_writing(self, place: Place) -> None:
+        """100 MB as fast as it can: the files stay bounded, and the newest lines are there."""
+        content = place.content()
+        other = Place(place.base / "runaway")
+        async with other.engine(content, rotate_every_s=0.2) as engine:
+            await put_image(content, engine, place.base / "source")
+            script = "yes 0123456789012345678901234567890123456789 | head -c 100000000; echo; echo the end"
+            made = await engine.create(
+                spec("/bin/sh", "-c", script, log_max_bytes=1_000_000, log_max_files=3, log_compress=True)
+            )
+            path = Path(engine.log_path(made.id))
+            most = 0
+            await engine.start(made.id)
+            while engine._containers.lives.find(made.id).may_write:  # pyright: ignore[reportPrivateUsage]
+                most = max(most, engine.log_size(made.id))
+                await machine.sleep(0.01)
+            assert (await text_of(engine, made.id, tail=1)) == "the end\n"
+            assert most < 300_000_000, "conmon's own bound, twice"
+            assert len(list(path.parent.iterdir())) <= 4
+            await engine.remove(made.id)
+            await engine.settled()
+            assert not path.parent.exists()
+        await content.close()
+
+    async def test_rotated_files_are_compressed(self, engine: LocalEngine) -> None:
+        made = await engine.create(
+            spec("/bin/sh", "-c", "i=0; while true; do echo line $i; i=$((i+1)); usleep 200; done", log_max_bytes=5000,
+                 log_max_files=4, log_compress=True)
+        )  # fmt: skip
+        path = Path(engine.log_path(made.id))
+        record = engine._containers.lives.find(made.id).record  # pyright: ignore[reportPrivateUsage]
+        looking = rotation.Rotation(lambda: (), 1.0)
+        await engine.start(made.id)
+        async with asyncio.timeout(30):
+            while not Path(f"{path}.3.gz").exists():
+                await asyncio.to_thread(looking.look, [(record, engine._paths.bundle(made.id))])  # pyright: ignore[reportPrivateUsage]
+                await machine.sleep(0.005)
+        assert gzip.decompress(Path(f"{path}.3.gz").read_bytes()).count(b"stdout F line ") > 50
+        await engine.kill(made.id)
+        await engine.wait(made.id)
+        numbers = [int(line.split()[1]) for line in (await text_of(engine, made.id)).splitlines()]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        await engine.remove(made.id)
+        await engine.settled()
+        assert not path.parent.exists()
+
+    async def test_the_journal(self, engine: LocalEngine, journal: socket.socket) -> None:
+        made = await engine.create(
+            spec("/bin/sh", "-c", "echo told; echo wrong >&2", name="teller", log_journal=True,
+                 log_options={"tag": "{{.Name}}/{{.ImageName}}"})
+        )  # fmt: skip
+        await engine.start(made.id)
+        assert (await engine.wait(made.id)).code == 0
+        seen: dict[bytes, bytes] = {}
+        for _ in range(2):
+            message = await asyncio.to_thread(journal.recv, 65536)
+            fields = journal_fields(message)
+            seen[fields[b"MESSAGE"]] = fields[b"PRIORITY"]
+            assert fields[b"CONTAINER_ID_FULL"].decode() == made.id
+            assert fields[b"CONTAINER_NAME"] == b"teller"
+            assert fields[b"CONTAINER_TAG"] == b"teller/box:1"
+        assert seen == {b"told": b"6", b"wrong": b"3"}
+        assert sorted((await text_of(engine, made.id)).splitlines()) == ["told", "wrong"], "and here, too"
+        await engine.remove(made.id)
+
+    async def test_no_journal(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(runs, "JOURNAL", str(tmp_path / "none"))
+        with pytest.raises(Broken, match="failed to initialize logging driver: journald is not enabled on this host"):
+            await engine.create(spec("/bin/true", log_journal=True))
 
     async def test_no_log(self, engine: LocalEngine) -> None:
         made = await engine.create(spec("/bin/echo", "x", log_driver="none"))

@@ -95,3 +95,28 @@ async def test_a_failed_start_gives_its_ports_back(town: Town) -> None:
         await engine.stop(held.id, grace_s=0)
         await engine.start(bad.id)
         assert await read(8083) == "hello"
+
+
+async def test_ports_of_a_sandbox_that_several_share_outlive_its_containers(town: Town) -> None:
+    async with town.engine() as engine:
+        ports = [PortBinding(80, host_first=8080)]
+        pod = await engine.create_sandbox(SandboxSpec("pod-1", "web", cgroup="pods/1", ports=ports))
+        assert [each.host_port for each in engine.networks.ports_of(pod.id)] == [8080]
+        for _ in range(2):
+            made = await engine.create(spec(*SERVE, sandbox=pod.id))
+            await engine.start(made.id)
+            assert await read(8080) == "hello"
+            await engine.remove(made.id, force=True)
+        with pytest.raises(Conflict, match="already allocated"):
+            await engine.create_sandbox(SandboxSpec("pod-2", "web", cgroup="pods/2", ports=ports))
+        await engine.remove_sandbox("pod-2")
+    async with town.engine() as engine:
+        assert [each.host_port for each in engine.networks.ports_of(pod.id)] == [8080]
+        await engine.create_sandbox(pod.spec)
+        made = await engine.create(spec(*SERVE, sandbox=pod.id))
+        await engine.start(made.id)
+        assert await read(8080) == "hello"
+        await engine.remove(made.id, force=True)
+        await engine.remove_sandbox(pod.id)
+        await engine.create_sandbox(SandboxSpec("pod-2", "web", cgroup="pods/2", ports=ports))
+        await engine.remove_sandbox("pod-2")

@@ -47,7 +47,7 @@ class Registry:
             blob = await self.content.stat(Digest(found[2]))
             if blob is None:
                 return Response(404)
-            return Response(200, {}, b"" if request.method == "HEAD" else await self.content.read(blob.digest))
+            return Response(200) if request.method == "HEAD" else Response.file(self.content.path(blob.digest))
         if request.method == "POST":
             return Response(202, {"Location": f"{request.path}upload"})
         await self.content.put(await request.body())

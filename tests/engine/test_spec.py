@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wherry.engine import capabilities, seccomp, spec, users
+from wherry.engine import capabilities, seccomp, spec, ulimits, users
 from wherry.engine.runtime import clean, command_code
 from wherry.engine.sandboxes import check, hosts_file, kinds_of, resolv_conf
 from wherry.engine.signals import signal_number
@@ -113,7 +113,7 @@ def test_own_mounts_come_after_the_system_s_and_parents_first() -> None:
         Mount("/dev/shm", kind="tmpfs"),
         Mount("/v", "v", kind="volume"),
     ]
-    made = spec.make(replace(BASE, command=["x"], mounts=mounts), {}, replace(PLACE, volumes={"v": "/volumes/v"}))
+    made = spec.make(replace(BASE, command=["x"], mounts=mounts), {}, replace(PLACE, sources={"/v": "/volumes/v"}))
     targets = [mount["destination"] for mount in made["mounts"]]
     assert targets.count("/dev/shm") == 1
     assert targets.index("/a") < targets.index("/a/b/c")
@@ -325,3 +325,93 @@ def test_signals() -> None:
     for wrong in ("", "0", "65", "SIGNOTHING", "RTMIN+99"):
         with pytest.raises(Invalid):
             signal_number(wrong)
+
+
+def test_all_limits_are_written_out() -> None:
+    limits = Limits(
+        realtime_runtime_us=5, realtime_period_us=9, swappiness=0, oom_kill_disable=True, kernel_tcp_bytes=7,
+        memory_reservation_bytes=8, cpuset_mems="0",
+    )  # fmt: skip
+    assert spec.resources(limits) == {
+        "cpu": {"mems": "0", "realtimeRuntime": 5, "realtimePeriod": 9},
+        "memory": {"reservation": 8, "swappiness": 0, "disableOOMKiller": True, "kernelTCP": 7},
+    }
+
+
+def test_paths_annotations_and_profiles_as_asked() -> None:
+    asked = replace(
+        BASE, command=["x"], masked_paths=["/proc/a"], read_only_paths=[], annotations={"a": "1"}, apparmor="mine",
+    )  # fmt: skip
+    made = spec.make(asked, {}, replace(PLACE, seccomp={"syscalls": []}, seccomp_filter="AAAA", oom_score_adj=5))
+    assert made["linux"]["maskedPaths"] == ["/proc/a"]
+    assert "readonlyPaths" not in made["linux"]
+    assert made["annotations"] == {"a": "1", "run.oci.seccomp_bpf_data": "AAAA"}
+    assert (made["process"]["apparmorProfile"], made["process"]["oomScoreAdj"]) == ("mine", 5)
+    privileged = spec.make(replace(asked, privileged=True), {}, PLACE)
+    assert privileged["linux"]["maskedPaths"] == ["/proc/a"]
+
+
+def test_shared_memory_of_ones_own_of_a_sandbox_and_none() -> None:
+    def shm(place: spec.Place) -> list[dict[str, Any]]:
+        made = spec.make(replace(BASE, command=["x"]), {}, place)
+        return [mount for mount in made["mounts"] if mount["destination"] == "/dev/shm"]
+
+    assert [mount["type"] for mount in shm(PLACE)] == ["tmpfs"]
+    assert [mount["source"] for mount in shm(replace(PLACE, shm="/s/shm"))] == ["/s/shm"]
+    assert shm(replace(PLACE, shm=None)) == []
+
+
+def test_mounts_read_only_below_and_options_of_tmpfs() -> None:
+    mounts = [
+        Mount("/a", "/1", read_only=True, read_only_below=True),
+        Mount("/b", "/1", read_only=True, read_only_below=True, recursive=False),
+        Mount("/c", "/1", read_only_below=True),
+        Mount("/d", "web:1", kind="image", read_only=True),
+        Mount("/e", kind="tmpfs", options=["exec", "size=1m"]),
+    ]
+    made = spec.make(
+        replace(BASE, command=["x"], mounts=mounts), {}, replace(PLACE, sources={"/d": "/image", "/a": "/2"})
+    )
+    by_target = {mount["destination"]: mount for mount in made["mounts"]}
+    assert [("rro" in by_target[target]["options"]) for target in ("/a", "/b", "/c", "/d")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert (by_target["/a"]["source"], by_target["/d"]["source"]) == ("/2", "/image")
+    assert by_target["/e"]["options"] == ["nosuid", "nodev", "rw", "exec", "size=1m"]
+
+
+def test_groups_by_name_and_scores() -> None:
+    assert users.resolve("ann", PASSWD, GROUP, ["staff", 7]).groups == (50, 7, 29)
+    with pytest.raises(Invalid, match="unable to find group none"):
+        users.resolve("ann", PASSWD, GROUP, ["none"])
+    assert ulimits.oom_score(5, ()) == (5, "")
+    assert ulimits.oom_score(-1000, ["CAP_SYS_RESOURCE"]) == (-1000, "")
+    score, warning = ulimits.oom_score(-1000, ())
+    assert (score == -1000) == (warning == "")
+    with pytest.raises(Invalid, match="range for oom score"):
+        ulimits.oom_score(1001, ())
+
+
+def test_names_in_the_hosts_file() -> None:
+    sandbox = SandboxSpec("s", "boat", domain="example.org", hosts={"db": "10.0.0.9"})
+    lines = hosts_file(sandbox, ["10.0.0.2"], ["10.0.0.3\tbase db"]).splitlines()
+    assert lines[-3:] == ["10.0.0.2\tboat.example.org boat", "10.0.0.9\tdb", "10.0.0.3\tbase db"]
+    assert "10.0.0.2\ta.b a" in hosts_file(SandboxSpec("s", "a.b"), ["10.0.0.2"]).splitlines()
+    assert kinds_of(SandboxSpec("s", "", host_uts=True)) == ["net", "ipc"]
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "says"),
+    [
+        (SandboxSpec("s", "h", host_ipc=True, sysctls={"kernel.shmmni": "1"}), "host ipc namespace"),
+        (SandboxSpec("s", "h", network="host", sysctls={"net.core.somaxconn": "1"}), "host network namespace"),
+        (SandboxSpec("s", "h", domain="a b"), "domain name"),
+        (SandboxSpec("s", "h", cgroup_parent="/a/../b"), "cgroup parent"),
+    ],
+)
+def test_sandboxes_that_would_reach_the_machine(sandbox: SandboxSpec, says: str) -> None:
+    with pytest.raises(Invalid, match=says):
+        check(sandbox)

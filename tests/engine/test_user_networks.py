@@ -27,13 +27,15 @@ async def start(engine: LocalEngine, name: str, *joins: Join, network: str = "us
     return await engine.container(made.id)
 
 
-async def resolve(engine: LocalEngine, container: Container, name: str) -> list[str]:
-    """Ask the server that the container's resolv.conf names, from inside it."""
+async def resolve(
+    engine: LocalEngine, container: Container, name: str, kind: int = dns_wire.A
+) -> list[str] | list[bytes]:
+    """Ask the server that the container's resolv.conf names, from inside it. What is no address comes as bytes."""
     sandbox = await engine.sandbox(container.sandbox)
     conf = open(f"{sandbox.netns.removesuffix('/ns/net')}/resolv.conf").read()  # noqa: SIM115 (a few bytes)
     server = next(line.split()[1] for line in conf.splitlines() if line.startswith("nameserver"))
     question = secrets.token_bytes(2) + b"\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
-    question += dns_wire.encode_name(name) + b"\x00\x01\x00\x01"
+    question += dns_wire.encode_name(name) + kind.to_bytes(2, "big") + b"\x00\x01"
     client = namespaces.socket_inside(sandbox.netns, 2, 2)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
@@ -41,6 +43,10 @@ async def resolve(engine: LocalEngine, container: Container, name: str) -> list[
         await loop.sock_sendto(client, question, (server, 53))
         answer = await loop.sock_recv(client, 512)
     client.close()
+    if kind == dns_wire.PTR:  # one answer: its name is a pointer to the question's
+        return [answer[len(question) + 12 :]]
+    if kind == dns_wire.AAAA:
+        return [record.data for record in dns_wire.answers(answer, kind)]
     return [".".join(str(byte) for byte in record.data) for record in dns_wire.answers(answer, dns_wire.A)]
 
 

@@ -1,6 +1,7 @@
 """An engine in a process of its own that is killed between two states: `victim.py BASE INSTANCE ARROW COUNT STEPS...`.
 
-Steps are verbs on the container "c": create, start, wait, remove, sandbox, print. It prints READY before it waits for its end.
+Steps are verbs on the container "c": create, start, wait, remove, sandbox; commits, or pulls of $REF, for ever.
+It prints READY before it waits for its end.
 """
 
 import asyncio
@@ -32,7 +33,9 @@ async def main(base: Path, instance: str, arrow: str, count: int, steps: list[st
     place = Place(base)
     place.instance = instance
     content = place.content()
-    async with place.engine(content, arrow=at) as engine:
+    ref = os.environ.get("REF", "")
+    insecure = frozenset({ref.partition("/")[0]} if ref else ())
+    async with place.engine(content, arrow=at, insecure=insecure) as engine:
         for step in steps:
             match step:
                 case "create":
@@ -52,6 +55,16 @@ async def main(base: Path, instance: str, arrow: str, count: int, steps: list[st
                     async with asyncio.TaskGroup() as group:
                         for number in range(4):
                             group.create_task(churn(engine, number))
+                case "commits":
+                    print("READY", flush=True)
+                    while True:
+                        await engine.commit("c", ["kept:1"], {"Cmd": ["/bin/true"]}, author="", message="", pause=True)
+                case "pulls":
+                    print("READY", flush=True)
+                    while True:
+                        await engine.pull(ref)
+                        await engine.remove_image(ref)
+                        await content.collect()
                 case "settle":
                     await engine.settled()
                 case _:

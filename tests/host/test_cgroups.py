@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from wherry.errors import Broken
-from wherry.host import cgroups, mounts
+from wherry.errors import Broken, NotFound
+from wherry.host import abilities, cgroups, mounts
+from wherry.host import cgroup_files as files
 from wherry.host.cgroups import CgroupsV1, CgroupsV2, Limits
 
 
@@ -34,6 +35,79 @@ def test_v2_limits_become_files() -> None:
         "cpu.weight": "39",
         "cpuset.cpus": "0-1",
     }
+
+
+def test_further_limits_become_files() -> None:
+    limits = Limits(
+        cpuset_mems="0", memory_reservation_bytes=5, blkio_weight=10, realtime_runtime_us=6, realtime_period_us=7
+    )
+    assert {
+        "cpuset.mems": "0", "memory.low": "5", "io.bfq.weight": "10", "io.weight": "default 1",
+    }.items() <= cgroups.plan_v2(limits).items()  # fmt: skip
+    assert cgroups.plan_v2(Limits(blkio_weight=1000))["io.weight"] == "default 10000"
+    plan = cgroups.plan_v1(limits)
+    assert plan["cpuset"] == {"cpuset.mems": "0"}
+    assert plan["memory"]["memory.soft_limit_in_bytes"] == "5"
+    assert plan["blkio"] == {"blkio.bfq.weight": "10", "blkio.weight": "10"}
+    assert {"cpu.rt_runtime_us": "6", "cpu.rt_period_us": "7"}.items() <= plan["cpu"].items()
+
+
+def test_of_two_files_that_say_the_same_the_kernels_is_written(tmp_path: Path) -> None:
+    groups = fake_v2(tmp_path)
+    pods = tmp_path / "wherry/aa/pods"
+    (pods / "io.weight").write_text("default 100")
+    groups.limit("pods", Limits(blkio_weight=10))
+    assert (pods / "io.weight").read_text() == "default 1"
+    assert not (pods / "io.bfq.weight").exists()
+    (pods / "io.weight").write_text("default 100")
+    (pods / "io.bfq.weight").write_text("100")
+    groups.limit("pods", Limits(blkio_weight=10))
+    assert ((pods / "io.weight").read_text(), (pods / "io.bfq.weight").read_text()) == ("default 100", "10")
+
+
+def test_what_a_v2_machine_can_limit(tmp_path: Path) -> None:
+    groups = fake_v2(tmp_path)
+    pods = tmp_path / "wherry/aa/pods"
+    for name, text in (
+        ("memory.max", "max"), ("memory.low", "0"), ("pids.max", "max"), ("cpu.max", "max"), ("cpuset.cpus", ""),
+        ("cpuset.cpus.effective", "0-5\n"), ("io.max", ""),
+    ):  # fmt: skip
+        (pods / name).write_text(text)
+    able = abilities.look(groups, "pods")
+    assert (able.version, able.memory, able.pids, able.cpu_quota, able.cpuset, able.io_rates) == (2, *[True] * 5)
+    assert (able.swap, able.cpu_shares, able.io_weight, able.realtime, able.oom_kill_disable) == (*[False] * 5,)
+    assert (able.cpuset_cpus, able.cpuset_mems) == ("0-5", "0")
+
+
+def test_a_path_of_the_whole_machine_and_what_was_made_above_it(tmp_path: Path) -> None:
+    groups = fake_v2(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    assert groups.first_missing("/theirs/mine/a/b") == "/theirs/mine"
+    assert groups.first_missing("pods/b") == ""
+    for directory in (
+        tmp_path / "theirs/mine",
+        tmp_path / "theirs/mine/a",
+    ):  # as files alone the tree has no controllers
+        directory.mkdir()
+    assert groups.runtime_path("/theirs/mine/a/b") == "/theirs/mine/a/b"
+    groups.remove_empty_above("/theirs/mine/a/b", "/theirs/mine")
+    assert (tmp_path / "theirs").is_dir()
+    assert not (tmp_path / "theirs/mine").exists()
+
+
+def test_real_time_is_handed_down_as_far_as_it_is_needed(tmp_path: Path) -> None:
+    root = tmp_path / "cpu"
+    for name in ("", "w", "w/n", "w/n/one", "w/n/two"):
+        (root / name).mkdir()
+        (root / name / "cpu.rt_period_us").write_text("1000000")
+        (root / name / "cpu.rt_runtime_us").write_text("0")
+    (root / "w/n/one/cpu.rt_runtime_us").write_text("30000")
+    (root / "w/n/cpu.rt_runtime_us").write_text("30000")
+    CgroupsV1("w/n", {"cpu": str(root)}).allow_realtime("two/c", 5_000, 500_000)
+    shares = {name: (root / name / "cpu.rt_runtime_us").read_text() for name in ("w", "w/n", "w/n/one", "w/n/two")}
+    assert shares == {"w": "40000", "w/n": "40000", "w/n/one": "30000", "w/n/two": "10000"}
+    with pytest.raises(Broken, match="no such limit"):
+        fake_v2(tmp_path).allow_realtime("pods/one", 5, 10)
 
 
 def test_no_limits_lift_those_that_were() -> None:
@@ -130,7 +204,24 @@ def test_processes_enter_are_seen_and_all_end(groups: Groups) -> None:
     assert groups.processes("") == []
     groups.remove("pods/x")
     groups.remove("pods/x")
+    groups.freeze("pods/x", frozen=False)  # gone with its last process: a commit that paused it goes on
+    with pytest.raises(NotFound, match="has ended"):
+        groups.freeze("pods/x", frozen=True)
     assert groups.children("pods") == ["y"]
+
+
+@pytest.mark.root
+def test_a_group_may_go_while_it_is_let_go_on(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups.create("pods/x")
+    groups.freeze("pods/x", frozen=True)
+    write = files.write
+
+    def gone(path: str, value: str) -> None:
+        groups.remove("pods/x")  # between our look and our word
+        write(path, value)
+
+    monkeypatch.setattr(files, "write", gone)
+    groups.freeze("pods/x", frozen=False)
 
 
 @pytest.mark.root

@@ -47,6 +47,30 @@ def test_mountinfo_is_read_with_strange_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_follower_sees_what_comes_and_never_spreads_back(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for directory in (source / "before", source / "after", target):
+        directory.mkdir(parents=True)
+
+    def body() -> None:
+        mounts.bind(str(source), str(source))
+        mounts.propagate(str(source), "shared")
+        mounts.tmpfs(str(source / "before"))
+        mounts.bind(str(tmp_path), str(tmp_path), recursive=True)
+        mounts.propagate(str(tmp_path), "shared")
+        mounts.follow(str(source), str(target), recursive=True)
+        mounts.tmpfs(str(source / "after"))
+        assert mounts.is_mounted(str(target / "before"))
+        assert mounts.is_mounted(str(target / "after"))
+        mounts.unmount(str(target / "after"))
+        mounts.unmount(str(target))
+        assert mounts.is_mounted(str(source / "before"))
+        assert mounts.is_mounted(str(source / "after"))
+
+    apart(body)
+
+
+@pytest.mark.root
 def test_an_overlay_shows_the_top_layer_first(tmp_path: Path) -> None:
     lower = layers(tmp_path, 3)
     for name in ("upper", "work", "target"):

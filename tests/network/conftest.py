@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from wherry.host import kernel, namespaces
+from wherry.host import kernel, namespaces, netlink
 from wherry.host.nftables import Nft
 from wherry.network.guard import Guard
 from wherry.network.pods import LocalPodNetwork
@@ -76,7 +76,8 @@ class Server:
 
     def __init__(self, netns: str, name: str, port: int, *, udp: bool = False, address: str = "0.0.0.0") -> None:
         self.name, self.hits = name, list[str]()
-        self._socket = namespaces.socket_inside(netns, socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = namespaces.socket_inside(netns, family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((address, port))
         self._socket.setblocking(False)
@@ -92,20 +93,20 @@ class Server:
         self._socket.close()
 
     def _connection(self) -> None:
-        connection, (address, _) = self._socket.accept()
-        self.hits.append(address)
+        connection, (address, *_) = self._socket.accept()
+        self.hits.append(address.removeprefix("::ffff:"))
         connection.send(self.name.encode())
         connection.close()
 
     def _datagram(self) -> None:
         _, client = self._socket.recvfrom(100)
-        self.hits.append(client[0])
+        self.hits.append(client[0].removeprefix("::ffff:"))
         self._socket.sendto(self.name.encode(), client)
 
 
 async def ask(netns: str | None, address: str, port: int, *, timeout_s: float = 5.0) -> str:
     """Connect from inside a namespace (None: the host's) and return what the server says."""
-    client = make(netns, socket.SOCK_STREAM)
+    client = make(netns, socket.SOCK_STREAM, address)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
     try:
@@ -116,10 +117,34 @@ async def ask(netns: str | None, address: str, port: int, *, timeout_s: float = 
         client.close()
 
 
-def make(netns: str | None, kind: int) -> socket.socket:
+def make(netns: str | None, kind: int, target: str = "") -> socket.socket:
+    """Make a socket in a namespace (None: the host's) of the family of `target`."""
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
     if netns is None:
-        return socket.socket(socket.AF_INET, kind)
-    return namespaces.socket_inside(netns, socket.AF_INET, kind)
+        return socket.socket(family, kind)
+    return namespaces.socket_inside(netns, family, kind)
+
+
+def outsider(directory: Path) -> str:
+    """Make a machine beside the host: 192.0.2.2 and 2001:db8::2; the host is .1 and ::1 there. Return its namespace."""
+    netns = namespaces.create(str(directory), ("net",))["net"]
+    link = f"o{secrets.token_hex(4)}"
+    with open(netns) as file, netlink.Netlink() as net:
+        net.send(
+            [netlink.add_veth(link, mac="0a:00:00:00:00:01", peer="eth0", peer_mac="0a:00:00:00:00:02",
+                              peer_netns_fd=file.fileno())]
+        )  # fmt: skip
+        index = netlink.index_of(link)
+        net.send([netlink.add_address(index, each) for each in ("192.0.2.1/24", "2001:db8::1/64")])
+
+    def inside() -> None:
+        with netlink.Netlink() as net:
+            index = netlink.index_of("eth0")
+            net.send([netlink.set_link("eth0", up=True)])
+            net.send([netlink.add_address(index, each) for each in ("192.0.2.2/24", "2001:db8::2/64")])
+
+    namespaces.inside(netns, inside)
+    return netns
 
 
 async def until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:

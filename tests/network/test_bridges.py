@@ -18,7 +18,7 @@ from wherry.network.claims import Claims
 from wherry.network.guard import Guard
 from wherry.network.machines import leftovers, sweep
 from wherry.network.ports import Ports
-from wherry.network.types import BridgeNetwork, BridgePort, PortBinding
+from wherry.network.types import BridgeNetwork, BridgePort, PortBinding, PortTarget
 
 pytestmark = pytest.mark.root
 
@@ -35,18 +35,24 @@ class Town:
     bridges: Bridges
     netns: dict[str, str] = field(default_factory=dict[str, str])
 
-    async def network(self, id: str, wanted: str = "", *, internal: bool = False, mtu: int = 0) -> BridgeNetwork:
-        subnet = await self.bridges.subnet(wanted)
-        gateway = subnet.replace(".0/24", ".1")
-        made = BridgeNetwork(id, bridges.bridge_link(self.instance, id), subnet, gateway, mtu, internal)
+    async def network(
+        self, id: str, wanted: str = "", *, internal: bool = False, mtu: int = 0, six: bool = False, icc: bool = True,
+        link: str = "",
+    ) -> BridgeNetwork:  # fmt: skip
+        subnet, subnet6 = await self.bridges.subnet(wanted), await self.bridges.subnet(six=True) if six else ""
+        gateway, gateway6 = subnet.replace(".0/24", ".1"), subnet6.replace("::/64", "::1")
+        link = link or bridges.bridge_link(self.instance, id)
+        made = BridgeNetwork(id, link, subnet, gateway, mtu, internal, subnet6=subnet6, gateway6=gateway6, icc=icc)
         await self.bridges.add(made)
         return made
 
     async def house(self, name: str, network: BridgeNetwork, number: int, interface: str = "eth0") -> str:
         self.netns.setdefault(name, namespaces.create(str(self.base / "ns" / name), ("net",))["net"])
         address = network.subnet.replace(".0/24", f".{number}")
-        port = BridgePort(bridges.port_link(self.instance, network.id, name), interface, address)
-        await self.bridges.attach(network, port, self.netns[name], is_way_out=interface == "eth0")
+        link = bridges.port_link(self.instance, network.id, name)
+        port = BridgePort(link, interface, address, network.subnet6.replace("::/64", f"::{number}"))
+        leads = interface == "eth0"
+        await self.bridges.attach(network, port, self.netns[name], is_way_out=leads, is_way_out6=leads)
         return address
 
 
@@ -58,7 +64,7 @@ async def town(host: str, tmp_path: Path) -> AsyncIterator[Town]:
     nft = Nft()
     guard = Guard(nft, period_s=0.05)
     made = Town(tmp_path, instance, nft, guard, claims, Bridges(instance, nft, guard, subnets=claims))
-    await made.bridges.start([], [])
+    await made.bridges.start([], {})
     yield made
     await made.bridges.close(remove=True)
     for name in made.netns:
@@ -69,7 +75,7 @@ async def town(host: str, tmp_path: Path) -> AsyncIterator[Town]:
     assert next(each for each in claims.all()).networks == ()
 
 
-async def _is_cut_off(netns: str, address: str, port: int) -> bool:
+async def is_cut_off(netns: str, address: str, port: int) -> bool:
     try:
         await ask(netns, address, port, timeout_s=0.4)
     except (TimeoutError, OSError):
@@ -85,11 +91,11 @@ async def test_neighbours_meet_and_strangers_do_not(town: Town) -> None:
     web = Server(town.netns["server"], "web", 80)
     assert await ask(town.netns["near"], server, 80) == "web"
     assert await ask(None, server, 80) == "web"
-    assert await _is_cut_off(town.netns["far"], server, 80)
+    assert await is_cut_off(town.netns["far"], server, 80)
     await town.house("far", red, 9, interface="eth1")  # connected later, while it lives
     assert await ask(town.netns["far"], server, 80) == "web"
     await town.bridges.detach(bridges.port_link(town.instance, red.id, "far"))
-    assert await _is_cut_off(town.netns["far"], server, 80)
+    assert await is_cut_off(town.netns["far"], server, 80)
     assert web.hits == [red.subnet.replace(".0/24", ".3"), red.gateway, red.subnet.replace(".0/24", ".9")]
     web.close()
 
@@ -102,7 +108,7 @@ async def test_a_published_port_leads_onto_a_bridge(town: Town) -> None:
     web = Server(town.netns["server"], "web", 80)
     ports = Ports(town.instance, town.nft, town.guard)
     await ports.start()
-    await ports.publish("server", [PortBinding(80, host_first=8080)], server, red.gateway)
+    await ports.publish("server", [PortBinding(80, host_first=8080)], PortTarget(server, red.gateway))
     assert await ask(None, "127.0.0.1", 8080) == "web"
     for name in ("near", "far", "server"):
         assert await ask(town.netns[name], red.gateway, 8080) == "web"
@@ -115,7 +121,7 @@ async def test_an_internal_network_has_no_way_out(town: Town) -> None:
     await town.house("in", inner, 2)
     away = await town.house("out", outer, 2)
     Server(town.netns["out"], "out", 80)
-    assert await _is_cut_off(town.netns["in"], away, 80)
+    assert await is_cut_off(town.netns["in"], away, 80)
     assert await town.house("in2", inner, 3)
     web = Server(town.netns["in2"], "in2", 80)
     assert await ask(town.netns["in"], inner.subnet.replace(".0/24", ".3"), 80) == "in2"
@@ -151,7 +157,7 @@ async def test_a_foreign_flush_is_repaired(town: Town) -> None:
         before = town.guard.repairs
         await town.nft.run("flush ruleset")
         await until(lambda: town.guard.repairs > before)
-    assert await _is_cut_off(town.netns["far"], server, 80)
+    assert await is_cut_off(town.netns["far"], server, 80)
     web.close()
 
 
@@ -172,7 +178,7 @@ async def test_the_next_start_finds_bridges_and_takes_strays_away(town: Town) ->
     server = await town.house("server", red, 2)
     await town.house("near", red, 3)
     web = Server(town.netns["server"], "web", 80)
-    kept = [bridges.port_link(town.instance, red.id, name) for name in ("server", "near")]
+    kept = {bridges.port_link(town.instance, red.id, name): red.id for name in ("server", "near")}
     again = Bridges(town.instance, town.nft, town.guard, subnets=town.claims)
     await again.start([red], kept)
     assert await ask(town.netns["near"], server, 80) == "web"
@@ -188,7 +194,7 @@ async def test_a_network_whose_subnet_was_taken_stays_away(town: Town) -> None:
     other.claim("other123", str(town.base))
     other.claim_network("other123", red.subnet)
     again = Bridges(town.instance, town.nft, town.guard, subnets=town.claims)
-    await again.start([red], [])
+    await again.start([red], {})
     with pytest.raises(Conflict, match="somebody else's by now"):
         await town.house("a", red, 2)
     assert await town.nft.call(again.links) == []

@@ -10,8 +10,8 @@ from typing import cast
 import dnslib
 import pytest
 
-from wherry.errors import Broken
-from wherry.network import upstream
+from wherry.errors import Broken, Unavailable
+from wherry.network import dns_wire, upstream
 from wherry.network.dns import DnsServer, DnsService, Zone
 from wherry.network.upstream import parse_resolv_conf, read_resolvers
 
@@ -156,6 +156,33 @@ async def test_nobody_answering_is_a_failure_in_good_time(monkeypatch: pytest.Mo
     async with serving(upstreams=()) as server:
         assert (await ask(server, "far.example")).header.rcode == 2
         assert str((await ask(server, "web.default.svc.cluster.local")).rr[0].rdata) == "10.112.0.9"
+
+
+async def test_while_nobody_answers_further_questions_fail_at_once() -> None:
+    async with peer() as (other, port):
+        asker = upstream.Upstream(lambda: [HERE], port=port, try_s=0.05, total_s=0.2, rest_s=0.3)
+
+        async def answers(name: str) -> bool:
+            question = dns_wire.parse(bytes(dnslib.DNSRecord.question(name).pack()))
+            try:
+                await asker.ask(question)
+            except Unavailable:
+                return False
+            return True
+
+        assert not await answers("silent.example")
+        seen = len(other.asked)
+        assert not await answers("far.example")
+        assert len(other.asked) == seen  # nobody was asked
+        async with asyncio.timeout(10):
+            while not await answers("far.example"):  # noqa: ASYNC110 (a state of its own)
+                await asyncio.sleep(0.02)
+        slow = asyncio.create_task(answers("silent.example"))
+        while not slow.done():  # others are answered meanwhile: so it is this name alone
+            await answers(f"far{len(other.asked)}.example")
+        assert not slow.result()
+        assert await answers("further.example")
+        await asker.close()
 
 
 async def test_the_second_resolver_helps_when_the_first_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

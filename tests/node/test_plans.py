@@ -7,6 +7,7 @@ import pytest
 from tests.node.pods import pod, pod_bytes
 from wherry.engine.types import Dns
 from wherry.errors import Invalid
+from wherry.network.types import PortBinding
 from wherry.node.plans import check_user, container_spec, environment, expand, sandbox_spec, service_variables
 from wherry.node.pods import unsupported
 
@@ -128,7 +129,7 @@ def test_what_a_node_does_not_have_is_refused_by_name() -> None:
     wanted = pod_bytes(
         {
             "name": "app",
-            "ports": [{"containerPort": 80, "hostPort": 80}],
+            "ports": [{"containerPort": 80, "hostPort": 80, "protocol": "SCTP"}],
             "livenessProbe": {"grpc": {"port": 1}},
             "volumeDevices": [{"name": "d"}],
         },
@@ -142,5 +143,16 @@ def test_what_a_node_does_not_have_is_refused_by_name() -> None:
         "spec.initContainers[side].restartPolicy: sidecar containers are not supported",
         "spec.containers[app].volumeDevices is not supported",
         "spec.containers[app].livenessProbe.grpc is not supported; use an exec or http probe",
-        "spec.containers[app].ports[80].hostPort is not supported; use a Service",
+        "spec.containers[app].ports[80].hostPort of SCTP is not supported; use TCP or UDP",
     ]
+
+
+def test_host_ports_are_the_sandboxes() -> None:
+    ports = [
+        {"containerPort": 80, "hostPort": 8080, "hostIP": "127.0.0.1"},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP"},
+        {"containerPort": 81},
+    ]
+    wanted = pod({"name": "app", "ports": ports})
+    made = sandbox_spec(wanted, dns_address="10.0.0.1", cluster_domain="cluster.local", host_dns=Dns())
+    assert made.ports == [PortBinding(80, "tcp", "127.0.0.1", 8080, 8080), PortBinding(53, "udp", "", 53, 53)]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.registry.servers import Postgres
+from tests.registry.far import Far
+from tests.registry.servers import Postgres, Seaweed
 
 from wherry.clock import VirtualClock
 from wherry.content.local import LocalContent
@@ -16,7 +17,15 @@ from wherry.registry.sqlite import SqliteRecords
 from wherry.wire.client import Endpoint, HttpClient
 from wherry.wire.server import Server
 
-BOTH = ("test_access", "test_admin", "test_collection", "test_protocol", "test_spec")
+BOTH = (
+    "test_access",
+    "test_admin",
+    "test_collection",
+    "test_protocol",
+    "test_replication",
+    "test_spec",
+    "test_upstreams",
+)
 TOKEN = "a-secret-of-this-registry"
 
 
@@ -49,6 +58,13 @@ async def content(tmp_path: Path, clock: VirtualClock) -> AsyncIterator[LocalCon
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server of the tests' own."""
     with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Seaweed]:
+    """An S3 server of the tests' own."""
+    with Seaweed() as server:
         yield server
 
 
@@ -85,3 +101,21 @@ async def served(tmp_path: Path, clock: VirtualClock, content: LocalContent, rec
         ):
             yield Served(registry, content, clock, socket, f"127.0.0.1:{port}", local, tcp)
     await registry.close()
+
+
+@pytest.fixture
+async def far(tmp_path: Path, clock: VirtualClock) -> AsyncIterator[Far]:
+    content = LocalContent.open(tmp_path / "far", clock=clock)
+    token = tmp_path / "far-token"
+    token.write_text("far away\n")
+    registry = Registry(content, tmp_path / "far-registry", clock=clock, token_file=token, public=False)
+    await registry.start()
+    upstream = Far(registry)
+    async with Server(upstream.handle) as server, Server(registry.handle) as own:
+        _, port = await server.start_tcp("127.0.0.1", 0)
+        await own.start_unix(tmp_path / "far.sock")
+        async with HttpClient(Endpoint.parse(f"unix:{tmp_path}/far.sock")) as client:
+            upstream.client, upstream.address = client, f"http://127.0.0.1:{port}"
+            yield upstream
+    await registry.close()
+    await content.close()

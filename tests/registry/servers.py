@@ -1,15 +1,22 @@
-"""Servers that a registry outgrows one machine with, started for the tests: PostgreSQL from Debian's package."""
+"""Servers that a registry outgrows one machine with, started for the tests: PostgreSQL from Debian, SeaweedFS from PyPI."""
 
 import glob
 import itertools
+import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
+
+from wherry.clock import machine
 
 TIMEOUT_S = 60
 
@@ -67,3 +74,68 @@ def _program(name: str) -> str:
     found = shutil.which(name) or next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None)
     assert found, f"{name} is not installed: make apt-test"
     return found
+
+
+class Seaweed:
+    """An S3 server on loopback in a directory of its own. `environment` is what the AWS tools read."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="wherry-s3-"))
+        self._weed = Path(sys.executable).parent / "weed"
+        self._number = itertools.count()
+        self._ports = [_free_port() for _ in range(8)]
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "wherry",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports[6]}",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Seaweed":
+        key = {"accessKey": "wherry", "secretKey": "a-secret-of-the-tests"}
+        identity = {"name": "wherry", "credentials": [key], "actions": ["Admin", "Read", "Write", "List"]}
+        (self.root / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+                 "s3.port", "s3.port.grpc")  # fmt: skip
+        ports = [f"-{name}={port}" for name, port in zip(names, self._ports, strict=True)]
+        argv = [str(self._weed), "server", f"-dir={self.root}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports, "-filer",
+                "-s3", f"-s3.config={self.root}/s3.json", "-master.volumeSizeLimitMB=64", "-volume.max=100"]  # fmt: skip
+        with open(self.root / "log", "wb") as log:
+            self._process = subprocess.Popen(argv, cwd=self.root, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        until = machine.monotonic() + TIMEOUT_S
+        while not self._make_bucket():
+            gone = machine.monotonic() > until or self._process.poll() is not None
+            assert not gone, (self.root / "log").read_text()[-3000:]
+            machine.pause(0.1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self.root)
+
+    def fresh(self) -> str:
+        """An empty place in the bucket."""
+        return f"s3://wherry/p{next(self._number)}"
+
+    def _make_bucket(self) -> bool:
+        master = f"-master=127.0.0.1:{self._ports[0]}.{self._ports[1]}"
+        try:
+            with urllib.request.urlopen(self.environment["AWS_ENDPOINT_URL"] + "/status", timeout=5):
+                pass
+            done = subprocess.run(
+                [self._weed, "shell", master], input=b"s3.bucket.create -name wherry\n", capture_output=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return b"created bucket" in done.stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

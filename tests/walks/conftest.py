@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 from tests import images
 from tests.traces import traces
+from tests.walks.clients import Engine, rootfs
 
 from wherry.testing import Cluster
 
@@ -41,6 +42,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
             cluster, put("box:1", "1"), put("web:1", "1", "/bin/sh", "/web"), put("web:2", "2", "/bin/sh", "/web")
         )
     assert traces(cluster.root) == []
+
+
+@pytest.fixture(scope="package")
+def engine(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The first node's Docker socket, with the image `busybox`; its clients have a home of their own."""
+    place = tmp_path_factory.mktemp("client")
+    (place / "rootfs.tar").write_bytes(rootfs())
+    made = Engine(real.cluster, str(place))
+    changes = ("--change", "ENV PATH=/bin", "--change", 'CMD ["sh"]')
+    made.docker("import", *changes, str(place / "rootfs.tar"), "busybox:latest")
+    return made
 
 
 @pytest.fixture

@@ -53,8 +53,10 @@ class Authority:
         self._signing: EllipticCurvePrivateKey | None = None
 
     @classmethod
-    def load_or_create(cls, directory: Path, clock: Clock) -> "Authority":
+    def load_or_create(cls, directory: Path, clock: Clock, *, signs_tokens: bool = True) -> "Authority":
         """Read the authority in `directory`, or make one there: `ca.crt`, `ca.key`, `sa.key` (keys 0600).
+
+        Without `signs_tokens` there is no `sa.key`.
 
         Raises Damaged when only one half of it is there: we would never silently replace a cluster's identity.
         """
@@ -67,7 +69,7 @@ class Authority:
         if not (key.exists() and certificate.exists()):
             missing = certificate if key.exists() else key
             raise Damaged(f"{missing} is missing: restore it, or remove {directory} to make a new cluster identity")
-        if not signing.exists():
+        if signs_tokens and not signing.exists():
             _write(signing, _pem_of(_new_key()), 0o600)
         return cls(directory, certificate.read_bytes(), clock)
 

@@ -57,16 +57,7 @@ async def unpacked(path: Path, name: str, scratch: Path) -> Source:
 
 
 def _unpack(path: Path, name: str, scratch: Path) -> Tree:
-    with path.open("rb") as file:
-        head = file.read(8)
-    source = path
-    if head[:6] == _XZ or head[:3] == _BZ2:
-        source = scratch / "plain"
-        with _opened(path, head) as packed, source.open("wb") as plain:
-            while data := packed.read(1 << 20):
-                plain.write(data)
-                if plain.tell() > MOST_BYTES:
-                    raise CopyError(f"ADD {name}: it unpacks to more than {MOST_BYTES} bytes")
+    source = plain_tar(path, f"ADD {name}", scratch)
     tree = Tree()
     total = 0
     with source.open("rb") as file:
@@ -102,6 +93,21 @@ def _unpack(path: Path, name: str, scratch: Path) -> Tree:
     return tree
 
 
+def plain_tar(path: Path, what: str, scratch: Path) -> Path:
+    """Take bzip2 and xz off an archive, below `scratch`; the archive itself where it has neither. Raises CopyError."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:6] != _XZ and head[:3] != _BZ2:
+        return path
+    source = scratch / "plain"
+    with _opened(path, head) as packed, source.open("wb") as plain:
+        while data := packed.read(1 << 20):
+            plain.write(data)
+            if plain.tell() > MOST_BYTES:
+                raise CopyError(f"{what}: it unpacks to more than {MOST_BYTES} bytes")
+    return source
+
+
 def _opened(path: Path, head: bytes) -> lzma.LZMAFile | BZ2File:
     return lzma.open(path, "rb") if head[:6] == _XZ else BZ2File(path, "rb")
 
@@ -121,8 +127,8 @@ def file_name(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
-async def fetched(url: str, checksum: str, scratch: Path) -> Source:
-    """Fetch a URL into `scratch`; return it as a file of mode 0600. Raises CopyError, also when it is not `checksum`.
+async def fetched(url: str, checksum: str, scratch: Path, what: str = "ADD") -> Source:
+    """Fetch a URL into `scratch`; return it as a file of mode 0600. Raises CopyError, also when it is not `checksum`; `what` begins its words.
 
     Source: Dockerfile reference, "Adding files from a remote URL".
     """
@@ -142,13 +148,13 @@ async def fetched(url: str, checksum: str, scratch: Path) -> Source:
         ):
             if answer.status != 200:
                 raise CopyError(
-                    f"ADD {_shown(url)}: the server answered {answer.status} {answer.reason or ''}".rstrip()
+                    f"{what} {_shown(url)}: the server answered {answer.status} {answer.reason or ''}".rstrip()
                 )
             with place.open("wb") as file:
                 async for data in answer.content.iter_chunked(1 << 20):
                     size += len(data)
                     if size > MOST_BYTES:
-                        raise CopyError(f"ADD {_shown(url)}: it has more than {MOST_BYTES} bytes")
+                        raise CopyError(f"{what} {_shown(url)}: it has more than {MOST_BYTES} bytes")
                     seen.update(data)
                     await asyncio.to_thread(file.write, data)
             name = (
@@ -160,12 +166,12 @@ async def fetched(url: str, checksum: str, scratch: Path) -> Source:
             with suppress(ValueError, TypeError):
                 mtime = int(parsedate_to_datetime(answer.headers.get("Last-Modified", "")).timestamp())
     except TimeoutError:
-        raise CopyError(f"ADD {_shown(url)}: the server is too slow, or silent") from None
+        raise CopyError(f"{what} {_shown(url)}: the server is too slow, or silent") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise CopyError(f"ADD {_shown(url)}: {error or type(error).__name__}") from error
+        raise CopyError(f"{what} {_shown(url)}: {error or type(error).__name__}") from error
     found = f"{algorithm}:{seen.hexdigest()}"
     if checksum and found != checksum:
-        raise CopyError(f"ADD {_shown(url)}: it is {found}, not {checksum}")
+        raise CopyError(f"{what} {_shown(url)}: it is {found}, not {checksum}")
     return Source(name, Node("file", 0o600, mtime=max(0, mtime), size=size, origin=place), ())
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,18 @@ class Built:
     diff_id: str
     size_bytes: int
     created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A row of the cache; `digest` is "" where the step changed nothing. Times are unix seconds."""
+
+    key: str
+    digest: str
+    diff_id: str
+    size_bytes: int
+    created: float
+    used: float
 
 
 class Cache:
@@ -118,6 +130,16 @@ class Cache:
             db.execute("COMMIT")
 
         await self._do(work)
+
+    async def layers(self) -> Sequence[Layer]:
+        """List what is remembered, the least used last."""
+        query = "SELECT key, digest, diff_id, size, created, used FROM layers ORDER BY used DESC, key"
+        return [Layer(*row) for row in await self._do(lambda db: db.execute(query).fetchall())]
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Let go of some of it."""
+        for key in keys:
+            await self._drop(key)
 
     async def trim(self, budget_bytes: int, *, keep: str = "") -> int:
         """Let go of the least used layers until the rest fits; return the bytes that went. 0 empties the cache."""

@@ -1,4 +1,4 @@
-"""A build's context: a directory, or a tar that is unpacked by a child without rights; its Dockerfile and .dockerignore."""
+"""A build's context: a directory, a tar that is unpacked by a child without rights, an address; its Dockerfile and .dockerignore."""
 
 import asyncio
 import os
@@ -6,22 +6,27 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wherry.builder.git import GitAccess
 from wherry.builder.ignore import Ignore
-from wherry.content.unpack_child import unpack
+from wherry.builder.remotes import bring, unpack_context
 from wherry.errors import BadRequest, Cause, Invalid
 
 DOCKERFILE_MAX_BYTES = 1024 * 1024
 IGNORE_FILE = ".dockerignore"
+SENT_DOCKERFILE = ".wherry.Dockerfile"
+"""A Dockerfile from outside of the context, as `wherry build` sends it along."""
+LOCAL = GitAccess(local=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Where the files are, what is left out of them, and the Dockerfile's text and name.
 
-    `lasts` says that the files are still there at the next build, so that their digests are worth remembering.
+    `lasts` says that the files are still there at the next build, so that their digests are worth remembering. `url` and
+    `commit` are where it came from.
     """
 
     root: Path
@@ -29,11 +34,18 @@ class Context:
     dockerfile: str = ""
     name: str = ""
     lasts: bool = False
+    url: str = ""
+    commit: str = ""
 
 
 @asynccontextmanager
-async def opened(context: Path | AsyncIterator[bytes], dockerfile: str, scratch: Path) -> AsyncGenerator[Context]:
-    """Give the context; a tar's files are below `scratch` until the end. Raises Invalid, BadRequest."""
+async def opened(
+    context: Path | AsyncIterator[bytes] | str, dockerfile: str, scratch: Path, access: GitAccess = LOCAL
+) -> AsyncGenerator[Context]:
+    """Give the context; files that came in a tar, or from an address, are below `scratch` until the end.
+
+    Raises Invalid, BadRequest, NotFound, Unavailable, Broken.
+    """
     if isinstance(context, Path):
         if not context.is_dir():
             raise Invalid(f"build context {context}: it is not a directory")
@@ -41,6 +53,12 @@ async def opened(context: Path | AsyncIterator[bytes], dockerfile: str, scratch:
         return
     folder = Path(tempfile.mkdtemp(prefix="context-", dir=scratch))
     try:
+        if isinstance(context, str):
+            brought = await bring(context, access, folder)
+            name = "Dockerfile" if brought.is_file else dockerfile
+            made = await asyncio.to_thread(_read, brought.root, name, False)
+            yield replace(made, url=brought.url, commit=brought.commit)
+            return
         root = folder / "files"
         root.mkdir()
         with (folder / "tar").open("wb") as file:
@@ -48,9 +66,11 @@ async def opened(context: Path | AsyncIterator[bytes], dockerfile: str, scratch:
                 await asyncio.to_thread(file.write, part)
         if not (folder / "tar").stat().st_size:
             raise BadRequest("build context: it is empty; a tar archive is needed")
-        await unpack(folder / "tar", root, name="build context", layer=False)
-        (folder / "tar").unlink()
-        yield await asyncio.to_thread(_read, root, dockerfile, False)
+        await unpack_context(folder / "tar", root)
+        made = await asyncio.to_thread(_read, root, dockerfile, False)
+        for name in (SENT_DOCKERFILE, f"{SENT_DOCKERFILE}{IGNORE_FILE}"):
+            (root / name).unlink(missing_ok=True)  # it is no file of the context
+        yield made
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -60,6 +80,13 @@ def named(root: Path, name: str) -> Context:
     if not root.is_dir():
         raise Invalid(f"build context {name}={root}: it is not a directory")
     return Context(root, Ignore(_text(root, IGNORE_FILE) or "", IGNORE_FILE), lasts=True)
+
+
+async def named_remote(url: str, access: GitAccess, scratch: Path) -> Context:
+    """A named context from an address; its files stay below `scratch`. Raises as `opened`."""
+    brought = await bring(url, access, Path(tempfile.mkdtemp(prefix="named-", dir=scratch)))
+    rules = await asyncio.to_thread(_text, brought.root, IGNORE_FILE)
+    return Context(brought.root, Ignore(rules or "", IGNORE_FILE), url=brought.url, commit=brought.commit)
 
 
 def _read(root: Path, dockerfile: str, lasts: bool) -> Context:

@@ -11,7 +11,7 @@ from typing import Any
 from wherry.builder.checks import Finding, of_file
 from wherry.builder.config import ImageConfig, Json
 from wherry.builder.instructions import Dockerfile, Instruction, Stage, instruction
-from wherry.builder.operations import From, Operation
+from wherry.builder.operations import Copy, From, Operation
 from wherry.builder.reading import PROXY_ARGS, Scope, StageReader, expand
 from wherry.builder.runflags import FlagError, mount_options
 from wherry.builder.source import Line, Source
@@ -29,7 +29,7 @@ RESERVED_ARGS = frozenset(
 class StagePlan:
     """One stage. It stands on an earlier one (`stage`), on an image, or on nothing (both unset: scratch).
 
-    `config` is the image's `config` object after all operations; `author` its MAINTAINER.
+    `config` is the image's `config` object after all operations; `author` its MAINTAINER. `platform` is what its steps run as.
     """
 
     index: int
@@ -38,6 +38,7 @@ class StagePlan:
     text: str
     operations: Sequence[Operation]
     config: Json
+    platform: Platform
     stage: int = -1
     image: str = ""
     author: str = ""
@@ -59,12 +60,28 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked of a Dockerfile. `contexts` are named contexts: a whole image name, or "" for a directory."""
+    """What is asked of a Dockerfile. `contexts` are named contexts: a whole image name, or "" for a directory.
+
+    `native` is the machine's platform; `insecure` allows `RUN --security=insecure`.
+    """
 
     args: Mapping[str, str]
     target: str
     platform: Platform
     contexts: Mapping[str, str]
+    native: Platform
+    insecure: bool = False
+
+
+def image_key(name: str, platform: Platform, target: Platform) -> str:
+    """How an image is called in a plan: by its name, and by its platform too where that is not the target's."""
+    return name if platform == target else f"{name} {platform}"
+
+
+def of_image_key(key: str, target: Platform) -> tuple[str, Platform]:
+    """The name and the platform again."""
+    name, _, text = key.partition(" ")
+    return name, parse_platform(text) if text else target
 
 
 def images(
@@ -75,12 +92,13 @@ def images(
     platform: Platform,
     contexts: Mapping[str, str] | None = None,
     bases: Mapping[str, Mapping[str, Any]] | None = None,
+    native: Platform | None = None,
 ) -> Sequence[str]:
-    """List the images that must be had before `plan`, whole names, in order. Raises Invalid.
+    """List the images that must be had before `plan`, by `image_key`, in order. Raises Invalid.
 
     The triggers of `bases` (configs of images that are at hand) may name more: ask again with them until none is new.
     """
-    graph = _Graph(dockerfile, Wish(args, target, platform, contexts or {}), bases or {})
+    graph = _Graph(dockerfile, Wish(args, target, platform, contexts or {}, native or platform), bases or {})
     found: list[str] = []
     for index in graph.needed():
         found.append(graph.origins[index].image)
@@ -96,9 +114,11 @@ def plan(
     platform: Platform,
     bases: Mapping[str, Mapping[str, Any]],
     contexts: Mapping[str, str] | None = None,
+    native: Platform | None = None,
+    insecure: bool = False,
 ) -> Plan:
     """Work out what to do. `bases` has the config document of each of `images`. Raises Invalid, Unsupported."""
-    graph = _Graph(dockerfile, Wish(args, target, platform, contexts or {}), bases)
+    graph = _Graph(dockerfile, Wish(args, target, platform, contexts or {}, native or platform, insecure), bases)
     source, scope = dockerfile.source, graph.scope
     done: dict[int, StagePlan] = {}
     findings: list[Finding] = list(of_file(dockerfile))
@@ -116,7 +136,11 @@ def plan(
         reader = StageReader(
             source, scope, config, lambda one, text, stage=stage: graph.origin_of(stage, one.line, text, one.name)
         )
-        operations = [reader.read(one) for one in graph.instructions(index)]
+        operations: list[Operation] = []
+        if origin.context:  # a directory as a base: its files are the first layer
+            first = stage.origin.line
+            operations.append(Copy(first, f"FROM {origin.context}", ["/"], "/", From(context=origin.context)))
+        operations += [reader.read(one) for one in graph.instructions(index)]
         done[index] = StagePlan(
             index,
             stage.name,
@@ -124,6 +148,7 @@ def plan(
             stage.origin.line.text,
             operations,
             reader.config.body,
+            graph.platforms[index],
             origin.stage,
             origin.image,
             reader.config.author,
@@ -155,10 +180,10 @@ def _told(source: Source, findings: Sequence[Finding], args: Mapping[str, str]) 
     return told
 
 
-def platform_args(platform: Platform) -> dict[str, str]:
+def platform_args(target: Platform, native: Platform) -> dict[str, str]:
     """The ARGs that every build has. Source: Dockerfile reference, "Automatic platform ARGs in the global scope"."""
     values: dict[str, str] = {}
-    for side in ("TARGET", "BUILD"):
+    for side, platform in (("TARGET", target), ("BUILD", native)):
         values[f"{side}PLATFORM"] = str(platform)
         values[f"{side}OS"] = platform.os
         values[f"{side}OSVERSION"] = platform.os_version
@@ -178,7 +203,10 @@ class _Graph:
         self.target = self._target(wish.target)
         stage = dockerfile.stages[self.target]
         self.scope = self._globals(stage.name or "default")
-        self.origins = [self._origin(stage) for stage in dockerfile.stages]
+        self.platforms: list[Platform] = []
+        self.origins: list[From] = []
+        for stage in dockerfile.stages:
+            self.origins.append(self._origin(stage))
 
     def instructions(self, index: int) -> Sequence[Instruction]:
         """The instructions of a stage, those that its base triggers first."""
@@ -262,7 +290,10 @@ class _Graph:
 
     def _globals(self, target: str) -> Scope:
         args = self._wish.args
-        scope = Scope(args, {**platform_args(self._wish.platform), "TARGETSTAGE": target})
+        wish = self._wish
+        scope = Scope(
+            args, {**platform_args(wish.platform, wish.native), "TARGETSTAGE": target}, insecure=wish.insecure
+        )
         scope.automatic = frozenset(scope.values)
         for one in self._dockerfile.globals:
             for name, default in one.pairs:
@@ -281,30 +312,33 @@ class _Graph:
         if not name:
             message = f"FROM {one.args[0]}: the name is empty; the variable is not set before FROM"
             raise source.invalid(one.line, message, one.args[0])
-        wanted = one.flags.get("platform")
-        if wanted is not None:
-            self._check_platform(one, wanted)
+        target = self._wish.platform
+        asked = self._platform(one)
+        self.platforms.append(asked or target)
         named = self._context(name)
         if named is not None:
-            if named.context:
-                raise source.unsupported(one.line, f"FROM {name}: a directory as a base (--build-context)", one.args[0])
-            return named
+            return From(image=image_key(named.image, asked or target, target)) if named.image else named
         for earlier in self._dockerfile.stages[: stage.index]:
             if earlier.name and earlier.name == name.lower():
+                self.platforms[-1] = asked or self.platforms[earlier.index]
                 return From(stage=earlier.index)
         if name == "scratch":
             return From()
-        return From(image=_image(source, one.line, name, one.args[0]))
+        return From(image=image_key(_image(source, one.line, name, one.args[0]), asked or target, target))
 
-    def _check_platform(self, one: Instruction, wanted: str) -> None:
-        source, platform = self._source, self._wish.platform
+    def _platform(self, one: Instruction) -> Platform | None:
+        """What a FROM says with --platform. Raises Invalid, Unsupported."""
+        source, wanted = self._source, one.flags.get("platform")
+        if wanted is None:
+            return None
         text = expand(source, one, self.scope.values, wanted)
         try:
             asked = parse_platform(text)
         except Invalid as error:
             raise source.invalid(one.line, error.message, wanted) from None
-        if (asked.os, asked.architecture) != (platform.os, platform.architecture):
-            raise source.unsupported(one.line, f"building for {asked} on {platform}", wanted)
+        if asked.os != "linux":
+            raise source.unsupported(one.line, f"building for {asked}: images for another system than linux", wanted)
+        return next((each for each in (self._wish.platform, self._wish.native) if str(each) == str(asked)), asked)
 
     def _target(self, target: str) -> int:
         stages = self._dockerfile.stages

@@ -41,13 +41,13 @@ FLAGS: Mapping[str, Mapping[str, bool]] = {
         "link": True,
         "exclude": True,
         "unpack": True,
-        "keep-git-dir": False,
+        "keep-git-dir": True,
     },
     "RUN": {"mount": True, "network": True, "security": True, "device": False},
     "HEALTHCHECK": {"interval": True, "timeout": True, "start-period": True, "start-interval": True, "retries": True},
 }
 """The flags that the language has for an instruction: True for those that are built here."""
-SWITCHES = frozenset({"link", "parents", "unpack"})
+SWITCHES = frozenset({"link", "parents", "unpack", "keep-git-dir"})
 """Flags that stand alone, or with =true or =false."""
 REPEATED = frozenset({"mount", "exclude"})
 

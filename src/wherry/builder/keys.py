@@ -11,7 +11,7 @@ import msgspec
 
 from wherry.builder.operations import Copy, Meta, Operation, Run, RunMount, Workdir
 
-FORMAT = 2
+FORMAT = 3
 SCRATCH = "scratch"
 
 
@@ -20,10 +20,13 @@ def base_key(diff_ids: Sequence[str]) -> str:
     return _key("base", list(diff_ids))
 
 
-def step_key(before: str, operation: Operation, content: str = "", *, epoch: int | None = None) -> str:
+def step_key(
+    before: str, operation: Operation, content: str = "", *, epoch: int | None = None, platform: str = ""
+) -> str:
     """The key of the files after a step.
 
-    `content` is the digest of what a COPY copies, or of all that a RUN's mounts show it (selection.digest).
+    `content` is the digest of what a COPY copies, or of all that a RUN's mounts show it (selection.digest); of
+    git repositories the commits (sourcing.py). `platform` is what a RUN runs as: other steps do the same on each.
     """
     match operation:
         case Meta():
@@ -39,6 +42,8 @@ def step_key(before: str, operation: Operation, content: str = "", *, epoch: int
                 operation.workdir,
                 operation.user,
                 operation.network,
+                operation.insecure,
+                platform,
                 operation.script,
                 [_mount(mount) for mount in operation.mounts],
             )
@@ -58,17 +63,19 @@ def link_key(operation: Copy, content: str, owner: object, *, epoch: int | None 
     return _key("linked", epoch, owner, *_placed(operation, content))
 
 
-def keys(first: str, operations: Sequence[Operation], content: Callable[[Copy], str]) -> Sequence[str]:
+def keys(
+    first: str, operations: Sequence[Operation], content: Callable[[Copy], str], *, platform: str = ""
+) -> Sequence[str]:
     """The key after each of some operations."""
     found: list[str] = []
     for operation in operations:
-        first = step_key(first, operation, content(operation) if isinstance(operation, Copy) else "")
+        first = step_key(first, operation, content(operation) if isinstance(operation, Copy) else "", platform=platform)
         found.append(first)
     return found
 
 
 def _mount(mount: RunMount) -> Sequence[object]:
-    """All of a mount but where it comes from: that is in `content`. A secret's value is in no key."""
+    """All of a mount but where it comes from: that is in `content`. A secret's value is in no key, nor who answers as an agent."""
     return (
         *(mount.kind, mount.target, mount.source, mount.read_only, mount.id, mount.sharing),
         *(mount.mode, mount.uid, mount.gid, mount.size_bytes, mount.env, mount.required),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wherry.builder.adding import materialise
+from wherry.builder.agents import lent
 from wherry.builder.flights import Flights
 from wherry.builder.operations import Run, RunMount
 from wherry.builder.selection import CopyError, Source
@@ -24,10 +25,11 @@ Sources = Mapping[RunMount, Sequence[Source]]
 
 @dataclass(slots=True)
 class Prepared:
-    """What the container gets: mounts, and variables whose values are in files, since no record may have them."""
+    """What the container gets: mounts, variables, and variables whose values are in files, since no record may have them."""
 
     mounts: list[Mount] = field(default_factory=list[Mount])
     env_files: dict[str, str] = field(default_factory=dict[str, str])
+    env: list[str] = field(default_factory=list[str])
 
 
 class Mounts:
@@ -47,11 +49,17 @@ class Mounts:
 
     @asynccontextmanager
     async def ready(
-        self, run: Run, sources: Sources, secrets: Mapping[str, bytes], platform: str, scratch: Path
+        self,
+        run: Run,
+        sources: Sources,
+        secrets: Mapping[str, bytes],
+        platform: str,
+        scratch: Path,
+        agents: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Prepared]:
         """Give the mounts of one RUN until its end. `sources` has what each bind shows, or a cache begins with.
 
-        Raises CopyError for a required secret that was not given.
+        `agents` are sockets of SSH agents by id. Raises CopyError for a required secret or agent that was not given.
         """
         made = Prepared()
         async with AsyncExitStack() as stack:
@@ -66,6 +74,8 @@ class Mounts:
                     case "bind":
                         place = await asyncio.to_thread(_bind, sources[mount], scratch)
                         made.mounts.append(Mount(mount.target, str(place), read_only=mount.read_only))
+                    case "ssh":
+                        await self._agent(stack, made, mount, agents or {}, scratch)
                     case _:
                         self._secret(stack, made, mount, secrets, scratch)
             if run.script is not None:
@@ -75,6 +85,26 @@ class Mounts:
                 place.chmod(0o755)
                 made.mounts.append(Mount(f"/dev/pipes/{name}", str(place), read_only=True))
             yield made
+
+    async def kept(self) -> Sequence[tuple[str, int, float]]:
+        """List the cache mounts: (name, bytes, last use in unix seconds)."""
+
+        def look() -> Sequence[tuple[str, int, float]]:
+            places = list(self._root.iterdir()) if self._root.is_dir() else []
+            return [(place.name, _size(place), place.stat().st_mtime) for place in places]
+
+        return await asyncio.to_thread(look)
+
+    async def forget(self, names: Sequence[str]) -> Sequence[str]:
+        """Remove some cache mounts; return which: not those that a build is using."""
+
+        def work() -> Sequence[str]:
+            gone = [name for name in names if (self._root / name).is_dir() and not self._flights.taken(name)]
+            for name in gone:
+                shutil.rmtree(self._root / name, ignore_errors=True)
+            return gone
+
+        return await asyncio.to_thread(work)
 
     async def trim(self, budget_bytes: int = CACHES_BUDGET_BYTES) -> int:
         """Remove the cache mounts that were used longest ago until the rest fits; return the bytes that went."""
@@ -132,10 +162,7 @@ class Mounts:
                     f"RUN --mount: the secret {mount.id!r} is required, and was not given (--secret id=...)"
                 )
             return
-        where = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else scratch
-        folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=where))
-        stack.callback(shutil.rmtree, folder, True)
-        place = folder / "value"
+        place = self._hidden(stack, scratch) / "value"
         fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(value)
@@ -146,6 +173,29 @@ class Mounts:
             made.env_files[mount.env] = str(place)
         if mount.target:
             made.mounts.append(Mount(mount.target, str(place), read_only=True))
+
+    async def _agent(
+        self, stack: AsyncExitStack, made: Prepared, mount: RunMount, agents: Mapping[str, str], scratch: Path
+    ) -> None:
+        agent = agents.get(mount.id)
+        if agent is None:
+            if mount.required:
+                raise CopyError(
+                    f"RUN --mount: the SSH agent {mount.id!r} is required, and was not given (--ssh {mount.id})"
+                )
+            return
+        place = self._hidden(stack, scratch) / "agent"  # a short path: a socket's has 107 bytes at most
+        await stack.enter_async_context(lent(agent, place, mode=mount.mode, uid=mount.uid, gid=mount.gid))
+        made.mounts.append(Mount(mount.target, str(place)))
+        if not made.env:
+            made.env.append(f"SSH_AUTH_SOCK={mount.target}")
+
+    def _hidden(self, stack: AsyncExitStack, scratch: Path) -> Path:
+        """A directory in memory until the step ends."""
+        where = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else scratch
+        folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=where))
+        stack.callback(shutil.rmtree, folder, True)
+        return folder
 
 
 def _bind(sources: Sequence[Source], scratch: Path) -> Path:

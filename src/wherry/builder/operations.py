@@ -1,15 +1,21 @@
 """What a stage does, as values: the operations of a plan."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wherry.builder.modes import KEEP, Mode
 from wherry.builder.source import Line
 
+_SCP = re.compile(r"[A-Za-z0-9_.-]+@[A-Za-z0-9_.-]+:(?!//)\S+")
+
 
 @dataclass(frozen=True, slots=True)
 class From:
-    """Where files come from: an earlier stage, an image (whole name), a named context; none of them is the build context."""
+    """Where files come from: an earlier stage, an image, a named context; none of them is the build context.
+
+    `image` is a whole name, and for another platform than the target's `NAME PLATFORM` (graph.image_key).
+    """
 
     stage: int = -1
     image: str = ""
@@ -23,9 +29,10 @@ class From:
 
 @dataclass(frozen=True, slots=True)
 class RunMount:
-    """One `--mount` of a RUN. `kind`: bind, cache, tmpfs, secret. `mode`, `uid` and `gid` are the new directory's or file's.
+    """One `--mount` of a RUN. `kind`: bind, cache, tmpfs, secret, ssh. `mode`, `uid` and `gid` are the new directory's or file's.
 
-    A secret is at `target`, in the variable `env`, or both. `sharing` is a cache's: shared, private or locked.
+    A secret is at `target`, in the variable `env`, or both; an agent's socket at `target`. `sharing` is a cache's: shared, private or
+    locked.
     """
 
     kind: str
@@ -55,7 +62,8 @@ class Meta:
 class Run:
     """A command in a container. `env` is all it sees; `proxies` too, but they are in no key.
 
-    `network` is "", none or host. `script` is a file with the command, (name, text), below /dev/pipes.
+    `network` is "", none or host. `script` is a file with the command, (name, text), below /dev/pipes. `insecure` has the rights
+    of a privileged container.
     """
 
     line: Line
@@ -68,6 +76,7 @@ class Run:
     mounts: Sequence[RunMount] = ()
     network: str = ""
     script: tuple[str, str] | None = None
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,8 @@ class Copy:
     """COPY and ADD. `inline` are the texts of sources that are heredocs; `extracts` unpacks local archives (ADD).
 
     A source `http://` or `https://` of an ADD is fetched and is `checksum`, where that is set. `unpack` says whether archives
-    are unpacked: None is by their origin (local ones are, fetched ones are not).
+    are unpacked: None is by their origin (local ones are, fetched ones are not). A source that is a git repository is its
+    files, `.git` among them with `keep_git`; `checksum` is how its commit begins.
     """
 
     line: Line
@@ -92,6 +102,7 @@ class Copy:
     is_add: bool = False
     unpack: bool | None = None
     checksum: str = ""
+    keep_git: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,11 @@ def is_url(text: str) -> bool:
 
 
 def is_git(text: str) -> bool:
-    """Say whether a source of ADD is a git repository. Source: Dockerfile reference, "Adding files from a Git repository"."""
+    """Say whether a text is the address of a git repository: `git@host:`, ssh://, git://, or a URL whose path ends in .git.
+
+    Source: Dockerfile reference, "Adding files from a Git repository".
+    """
     address = text.partition("#")[0].partition("?")[0]
-    return text.startswith(("git@", "git://", "ssh://")) or (is_url(text) and address.endswith(".git"))
+    if text.startswith(("git://", "ssh://", "git+ssh://")) or _SCP.fullmatch(text.partition("#")[0]):
+        return True
+    return text.lower().startswith(("http://", "https://", "file://")) and address.rstrip("/").endswith(".git")

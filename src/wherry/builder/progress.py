@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class BuildEvent:
     """One piece of news. `kind`: step (it begins; `text` is the instruction), cached (its layer was there), output (of a
     RUN; `stream` is stdout or stderr, `text` as it came), layer (`text` is its digest), warning, done (`text` is the id).
-    `stage` is the name of its stage.
+    `stage` is the name of its stage, `platform` which of several it is done for.
     """
 
     kind: str
@@ -17,6 +17,7 @@ class BuildEvent:
     text: str = ""
     stream: str = ""
     stage: str = ""
+    platform: str = ""
 
 
 Progress = Callable[[BuildEvent], None]

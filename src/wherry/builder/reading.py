@@ -13,6 +13,7 @@ from typing import Any
 from wherry.builder.checks import Finding
 from wherry.builder.config import ImageConfig
 from wherry.builder.durations import parse_duration_ns
+from wherry.builder.gitnames import parse_git
 from wherry.builder.instructions import Instruction
 from wherry.builder.modes import Mode, parse_mode
 from wherry.builder.operations import Copy, From, Meta, Operation, Run, RunMount, Workdir, is_git, is_url
@@ -30,6 +31,7 @@ PROXY_ARGS = frozenset(
 """ARGs that RUN sees undeclared, and that neither keys nor history know."""
 _PORT = re.compile(r"(?:(?:\d+\.\d+\.\d+\.\d+:)?\d*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/([A-Za-z]+))?")
 _OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?::[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
@@ -43,6 +45,7 @@ class Scope:
     declared: set[str] = field(default_factory=set[str])
     consumed: set[str] = field(default_factory=set[str])
     findings: list[Finding] = field(default_factory=list[Finding])
+    insecure: bool = False
 
     def base_name(self, source: Source, one: Instruction) -> str:
         """The name in a FROM. Raises Invalid."""
@@ -169,9 +172,10 @@ class StageReader:
         if network not in ("default", "none", "host"):
             message = f"RUN --network={network}: there are default, none, host"
             raise self._source.invalid(one.line, message, network)
-        if security == "insecure":
-            raise self._source.unsupported(one.line, "RUN --security=insecure (a privileged step)", security)
-        if security != "sandbox":
+        if security == "insecure" and not self._scope.insecure:
+            feature = "RUN --security=insecure without the build's --allow security.insecure"
+            raise self._source.unsupported(one.line, feature, security)
+        if security not in ("sandbox", "insecure"):
             raise self._source.invalid(one.line, f"RUN --security={security}: there are sandbox, insecure", security)
         return Run(
             one.line,
@@ -184,6 +188,7 @@ class StageReader:
             [self._mount(one, text) for text in one.repeated.get("mount", ())],
             "" if network == "default" else network,
             script,
+            security == "insecure",
         )
 
     def _command(self, one: Instruction) -> tuple[list[str], tuple[str, str] | None]:
@@ -204,8 +209,6 @@ class StageReader:
         try:
             return read_mount(self._expanded(one, text), self.config.workdir, lambda name: self._origin(one, name))
         except FlagError as error:
-            if error.unsupported:
-                raise self._source.unsupported(one.line, str(error), error.at) from None
             raise self._source.invalid(one.line, f"RUN {error}", error.at) from None
 
     def _copy(self, one: Instruction) -> Copy:
@@ -250,20 +253,39 @@ class StageReader:
             one.name == "ADD",
             None if unpack is None else unpack == "true",
             checksum,
+            one.flags.get("keep-git-dir") == "true",
         )
 
     def _check_remote(self, one: Instruction, sources: Sequence[str], checksum: str) -> None:
         for text in sources:
             if one.name == "ADD" and is_git(text):
-                raise self._source.unsupported(one.line, f"ADD of the git repository {text}", text)
+                self._check_git(one, text)
+            elif "keep-git-dir" in one.flags:
+                raise self._source.invalid(one.line, f"--keep-git-dir: {text} is no git repository", "--keep-git-dir")
             if one.name == "COPY" and is_url(text):
                 raise self._source.invalid(one.line, f"COPY {text}: only ADD takes a URL", text)
         if not checksum:
             return
+        if len(sources) == 1 and is_git(sources[0]):
+            if _COMMIT.fullmatch(checksum) is None:
+                message = f"--checksum={checksum}: of a repository it is a commit, 7 to 64 hex digits"
+                raise self._source.invalid(one.line, message, one.flags["checksum"])
+            return
         if _CHECKSUM.fullmatch(checksum) is None:
             raise self._source.invalid(one.line, f"--checksum={checksum}: write sha256:HEX", one.flags["checksum"])
         if len(sources) != 1 or not is_url(sources[0]):
-            raise self._source.invalid(one.line, "--checksum is for one source that is a URL", "--checksum")
+            raise self._source.invalid(
+                one.line, "--checksum is for one source that is a URL or a git repository", "--checksum"
+            )
+
+    def _check_git(self, one: Instruction, text: str) -> None:
+        if text.startswith("file:"):
+            message = f"ADD {text}: a repository of the builder's machine is no part of the build; give it as a context"
+            raise self._source.invalid(one.line, message, text)
+        try:
+            parse_git(text)
+        except Invalid as error:
+            raise self._source.invalid(one.line, f"ADD: {error.message}", text) from None
 
     def _workdir(self, one: Instruction) -> Workdir:
         text = self._expanded(one, one.args[0])

@@ -13,8 +13,10 @@ _KNOWN: Mapping[str, frozenset[str]] = {
     "cache": frozenset({"target", "source", "from", "id", "sharing", "mode", "uid", "gid", "readonly", "readwrite"}),
     "tmpfs": frozenset({"target", "size"}),
     "secret": frozenset({"target", "id", "required", "mode", "uid", "gid", "env"}),
+    "ssh": frozenset({"target", "id", "required", "mode", "uid", "gid"}),
 }
 SHARING = ("shared", "private", "locked")
+_MODES = {"secret": 0o400, "ssh": 0o600}
 _SIZE = re.compile(r"(\d+)([kmgt]?)b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -22,10 +24,9 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 class FlagError(Exception):
     """What is wrong with a flag; the caller knows where it stands. `at` is the part that is wrong."""
 
-    def __init__(self, message: str, at: str = "", *, unsupported: bool = False) -> None:
+    def __init__(self, message: str, at: str = "") -> None:
         super().__init__(message)
         self.at = at
-        self.unsupported = unsupported
 
 
 def mount_options(text: str) -> dict[str, str]:
@@ -45,10 +46,8 @@ def read_mount(text: str, workdir: str, origin: Callable[[str], From]) -> RunMou
     """Read one mount, variables already expanded; `origin` says where a `from` points. Raises FlagError."""
     options = mount_options(text)
     kind = options.pop("type")
-    if kind == "ssh":
-        raise FlagError("RUN --mount=type=ssh (no agent is forwarded to this builder)", "ssh", unsupported=True)
     if kind not in _KNOWN:
-        raise FlagError(f"--mount type {kind!r}: there are bind, cache, tmpfs, secret", kind)
+        raise FlagError(f"--mount type {kind!r}: there are bind, cache, tmpfs, secret, ssh", kind)
     for name in options:
         if name not in _KNOWN[kind]:
             raise FlagError(f"--mount of type {kind} has no option {name!r}", name)
@@ -66,6 +65,9 @@ def read_mount(text: str, workdir: str, origin: Callable[[str], From]) -> RunMou
         id = id or posixpath.basename(target)
         if not target and "env" not in options:
             target = f"/run/secrets/{id}"
+    if kind == "ssh":
+        id = id or "default"
+        target = target or f"/run/buildkit/ssh_agent.{id}"
     if kind == "cache":
         id = id or target
     sharing = options.get("sharing", "shared")
@@ -80,7 +82,7 @@ def read_mount(text: str, workdir: str, origin: Callable[[str], From]) -> RunMou
         reads if kind == "cache" else kind == "bind" and not writes and options.get("readonly") != "false",
         id,
         sharing,
-        _octal(options.get("mode"), 0o400 if kind == "secret" else 0o755),
+        _octal(options.get("mode"), _MODES.get(kind, 0o755)),
         _number(options, "uid"),
         _number(options, "gid"),
         _size(options.get("size")),

@@ -2,11 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from wherry.builder.config import document
 from wherry.builder.mounting import Prepared
@@ -14,7 +14,8 @@ from wherry.builder.operations import Run
 from wherry.clock import machine
 from wherry.content.oci import Platform
 from wherry.content.protocol import Digest
-from wherry.engine.types import ContainerSpec, Engine, Exit, SandboxSpec
+from wherry.content.remote import Remote
+from wherry.engine.types import ContainerSpec, Engine, Exit, Image, Join, Limits, SandboxSpec, Ulimit
 from wherry.errors import Broken, DeadlineExceeded, Invalid, NotFound, WherryError
 
 LABEL = "wherry.build"
@@ -29,13 +30,53 @@ Output = Callable[[str, bytes], None]
 class BuildEngine(Engine, Protocol):
     """What a build needs of the engine beyond its protocol."""
 
-    async def diff_layer(self, ref: str) -> tuple[Digest, str, int]:
-        """Pack what a container has changed as a layer blob: (digest, diff id, size). Only a lease covers it."""
+    async def image(self, ref: str, *, platform: str = "") -> Image:
+        """See Engine. `platform`: of an image that is here for several."""
+        ...
+
+    async def pull(
+        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
+    ) -> Image:
+        """See Engine."""
+        ...
+
+    async def name_root(self, root: Digest, names: Sequence[str]) -> Image:
+        """Name an index that is in the store, here and in the cluster's registry, as `commit_image` names an image."""
+        ...
+
+    def registry(self, ref: str, auth: Mapping[str, str] | None) -> AbstractAsyncContextManager[tuple[Remote, str]]:
+        """Give the registry that a name says, and the repository there."""
+        ...
+
+    async def diff_layer(self, ref: str, *, lease: str = "") -> tuple[Digest, str, int]:
+        """Pack what a container has changed as a layer blob: (digest, diff id, size). Only the lease covers it."""
+        ...
+
+    async def adopt_layer(self, ref: str, diff_id: str) -> bool:
+        """Keep what a dead container changed as that layer, unpacked; it can only be removed then."""
+        ...
+
+    def keeping(self, diff_ids: Collection[str]) -> AbstractContextManager[None]:
+        """Keep unpacked layers that no image has yet."""
         ...
 
 
 class CommandFailed(Exception):
     """The command of a RUN ended badly; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the containers of RUN find round them; none of it is part of a step's key, as with Docker.
+
+    `networks` are names or ids of networks that they are on, `hosts` names with addresses of their own.
+    """
+
+    networks: Sequence[str] = ()
+    hosts: Mapping[str, str] = field(default_factory=dict[str, str])
+    shm_bytes: int = 0
+    limits: Limits = field(default_factory=Limits)
+    ulimits: Sequence[Ulimit] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +88,9 @@ class Runner:
     logs: Path
     build: str
     network: str
+    around: Surroundings = field(default_factory=Surroundings)
+    leaving: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
+    kept: ExitStack = field(default_factory=ExitStack)
 
     async def run(
         self,
@@ -55,10 +99,16 @@ class Runner:
         output: Output,
         *,
         prepared: Prepared,
+        lease: str,
+        platform: Platform | None = None,
         timeout_s: float = RUN_S,
     ) -> tuple[Digest, str, int]:
-        """Run it on `layers` (digest, diff id); return the new layer. Raises CommandFailed, Broken, DeadlineExceeded."""
+        """Run it on `layers` (digest, diff id) as `platform` (None: the machine's); return the new layer, covered by `lease`.
+
+        Raises CommandFailed, Broken, DeadlineExceeded.
+        """
         id = secrets.token_hex(32)
+        platform = platform or self.platform
         config = {
             "Env": list(operation.env),
             "WorkingDir": operation.workdir,
@@ -67,19 +117,40 @@ class Runner:
         }
         made = document(
             config,
-            platform=self.platform,
+            platform=platform,
             created=_EPOCH,
             diff_ids=[diff_id for _, diff_id in layers],
             history=[{"created_by": "wherry: layers so far"} for _ in layers],
         )
         image = await self.engine.commit_image(made, [digest for digest, _ in layers], [])
         try:
-            return await self._in_container(id, image.id, operation, output, prepared, timeout_s)
+            return await self._in_container(id, image.id, operation, output, prepared, lease, platform, timeout_s)
         finally:
-            await asyncio.shield(self._clean(id, image.id))
+            self.leaving.append(asyncio.create_task(self._clean(id, image.id), name=f"clean after build {id[:12]}"))
+
+    @asynccontextmanager
+    async def working(self) -> AsyncGenerator[None]:
+        """Run within this: what steps leave is taken away behind them, and all of it is gone at the end.
+
+        What a step wrote is kept unpacked until then, so that the next step stands on it at once.
+        """
+        try:
+            yield
+        finally:
+            while self.leaving:
+                await asyncio.shield(asyncio.wait([self.leaving.pop()]))
+            self.kept.close()
 
     async def _in_container(
-        self, id: str, image: str, operation: Run, output: Output, prepared: Prepared, timeout_s: float
+        self,
+        id: str,
+        image: str,
+        operation: Run,
+        output: Output,
+        prepared: Prepared,
+        lease: str,
+        platform: Platform,
+        timeout_s: float,
     ) -> tuple[Digest, str, int]:
         log = self.logs / f"{id[:16]}.log"
         spec = ContainerSpec(
@@ -87,12 +158,14 @@ class Runner:
             id=id,
             image=image,
             entrypoint=list(operation.argv),
-            env=list(operation.proxies),
+            env=[*operation.proxies, *prepared.env],
+            privileged=operation.insecure,
+            platform="" if platform == self.platform else str(platform),
             env_files=prepared.env_files,
             mounts=prepared.mounts,
-            sandbox_spec=SandboxSpec(
-                id=secrets.token_hex(32), hostname="build", network=operation.network or self.network
-            ),
+            sandbox_spec=self._sandbox(operation),
+            limits=self.around.limits,
+            ulimits=self.around.ulimits,
             labels={LABEL: self.build},
             log_path=str(log),
         )
@@ -114,8 +187,22 @@ class Runner:
         finally:
             reading.cancel()
         if ended.code != 0:
-            raise CommandFailed(_how(ended))
-        return await self.engine.diff_layer(id)
+            raise CommandFailed(_how(ended, operation.argv))
+        layer, diff_id, size = await self.engine.diff_layer(id, lease=lease)
+        self.kept.enter_context(self.engine.keeping([diff_id]))
+        await self.engine.adopt_layer(id, diff_id)
+        return layer, diff_id, size
+
+    def _sandbox(self, operation: Run) -> SandboxSpec:
+        joins = () if operation.network else [Join(name) for name in self.around.networks]
+        return SandboxSpec(
+            id=secrets.token_hex(32),
+            hostname="build",
+            network="user" if joins else operation.network or self.network,
+            networks=joins,
+            hosts=dict(self.around.hosts),
+            shm_bytes=self.around.shm_bytes,
+        )
 
     async def _tell(self, id: str, output: Output) -> None:
         async for line in self.engine.logs(id, follow=True):
@@ -146,11 +233,11 @@ async def clean_up(engine: Engine, keep: str = "") -> int:
     return gone
 
 
-def _how(ended: Exit) -> str:
+def _how(ended: Exit, argv: Sequence[str]) -> str:
     if ended.oom:
         return "the command was killed: it used more memory than it may"
     if ended.error:
         return f"the command could not be run: {ended.error}"
     if ended.code > 128:
         return f"the command was killed by signal {ended.code - 128} (exit code {ended.code})"
-    return f"the command returned a non-zero exit code: {ended.code}"
+    return f"The command '{' '.join(argv)}' returned a non-zero code: {ended.code}"  # clients look for these words

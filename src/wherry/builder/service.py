@@ -6,62 +6,37 @@ import secrets as random
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from wherry.builder.cache import BUDGET_BYTES, Built, Cache
-from wherry.builder.context import Context, named, opened
-from wherry.builder.exchange import export, imports
+from wherry.builder.alike import Alikes
+from wherry.builder.cache import BUDGET_BYTES, Built, Cache, Layer
+from wherry.builder.context import Context, opened
+from wherry.builder.exchange import Imports, export, imported, inline, rows_of_keys
+from wherry.builder.finishing import Finisher, Made
 from wherry.builder.flights import Flights
-from wherry.builder.graph import Plan, images, plan
-from wherry.builder.instructions import Dockerfile, parse
+from wherry.builder.git import GitAccess
 from wherry.builder.layers import Listings
 from wherry.builder.mounting import CACHES_BUDGET_BYTES, Mounts
-from wherry.builder.operations import Copy, From, Run, is_url
+from wherry.builder.operations import Run
 from wherry.builder.outputs import files_of, rootfs_directory, rootfs_tar
+from wherry.builder.planning import Planned, Planner
 from wherry.builder.progress import BuildEvent, Progress, silent
 from wherry.builder.running import BuildEngine, Runner, clean_up
-from wherry.builder.solver import Job, Solver, Workshop
-from wherry.builder.source import Line, read
+from wherry.builder.solver import Job, Solver, Workshop, first_of
 from wherry.builder.squeezing import Compression, squeezed
+from wherry.builder.wanted import Wanted, check, epoch_of, tag_of
 from wherry.clock import Clock
-from wherry.content.names import parse_name
 from wherry.content.oci import Platform, this_platform
 from wherry.content.protocol import Content, Digest
 from wherry.engine.types import Image
-from wherry.errors import Cause, Invalid, NotFound, Unauthorized, Unavailable
+
+__all__ = ["Builder", "Wanted"]
 
 LEASE_S = 24 * 3600.0
 PARALLEL = 4
 """Builds at once; more wait."""
-SECRET_MAX_BYTES = 500 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How to build. `contexts` are named contexts: a directory, or a whole image name.
-
-    `secrets` are values by id: they reach the steps that mount them, and nothing that is kept. `fresh_stages` are built
-    without the cache, `cache_from` and `cache_to` are directories of exported caches. `network` is that of
-    RUNs that name none ("": the builder's).
-    """
-
-    tags: Sequence[str] = ()
-    args: Mapping[str, str] = field(default_factory=dict[str, str])
-    target: str = ""
-    no_cache: bool = False
-    fresh_stages: Sequence[str] = ()
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
-    auth: Mapping[str, str] | None = None
-    pull: bool = False
-    contexts: Mapping[str, Path | str] = field(default_factory=dict[str, Path | str])
-    secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
-    network: str = ""
-    cache_from: Sequence[Path] = ()
-    cache_to: Path | None = None
-    compression: Compression | None = None
 
 
 class Builder:
@@ -109,9 +84,19 @@ class Builder:
         """Let go of cached layers and cache mounts until the rest of each fits; return the bytes that went."""
         return await self._cache.trim(budget_bytes) + await self._mounts.trim(budget_bytes)
 
+    async def cached(self) -> tuple[Sequence[Layer], Sequence[tuple[str, int, float]]]:
+        """List the cached layers, and the cache mounts: (name, bytes, last use)."""
+        return await self._cache.layers(), await self._mounts.kept()
+
+    async def forget(self, names: Sequence[str]) -> Sequence[str]:
+        """Let go of layers by key and of cache mounts by name; return what went."""
+        layers = {each.key for each in await self._cache.layers()} & set(names)
+        await self._cache.forget(sorted(layers))
+        return [*sorted(layers), *await self._mounts.forget([name for name in names if name not in layers])]
+
     async def build(
         self,
-        context: Path | AsyncIterator[bytes],
+        context: Path | AsyncIterator[bytes] | str,
         dockerfile: str = "Dockerfile",
         *,
         wanted: Wanted | None = None,
@@ -122,7 +107,7 @@ class Builder:
         labels: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> Image:
-        """Build an image from a directory or a tar stream, as `wanted` says; without it, as the other words say.
+        """Build an image from a directory, a tar stream or an address, as `wanted` says; without it, as the other words say.
 
         Raises Invalid or Unsupported with file, line and caret for the Dockerfile, and for a command that failed; NotFound,
         Unavailable for a base image.
@@ -130,24 +115,45 @@ class Builder:
         ask = wanted or Wanted(
             tags=tags, args=dict(args or {}), target=target, no_cache=no_cache, labels=dict(labels or {})
         )
-        names = [_tag(text) for text in ask.tags]
-        tell = progress or silent
-        _check_secrets(ask.secrets)
-        async with self._slots, self._bench() as scratch, opened(context, dockerfile, scratch) as files:
+        names = [tag_of(text) for text in ask.tags]
+        check(ask)
+        async with (
+            self._slots,
+            self._bench() as scratch,
+            opened(context, dockerfile, scratch, self._access(ask)) as files,
+        ):
             lease = await self._content.lease(seconds=LEASE_S)
             try:
-                return await self._build(ask, names, files, lease, scratch, tell)
+                return await self._build(ask, names, files, lease, scratch, progress or silent)
             finally:
                 await self._content.end_lease(lease)
 
     async def check(
-        self, context: Path | AsyncIterator[bytes], dockerfile: str = "Dockerfile", *, wanted: Wanted | None = None
+        self,
+        context: Path | AsyncIterator[bytes] | str,
+        dockerfile: str = "Dockerfile",
+        *,
+        wanted: Wanted | None = None,
     ) -> Sequence[str]:
         """Read the Dockerfile and its base images, and say the build checks' findings; nothing is built."""
         ask = wanted or Wanted()
-        async with self._slots, self._bench() as scratch, opened(context, dockerfile, scratch) as files:
-            made, _, _ = await self._planned(ask, files)
-            return made.warnings
+        check(ask)
+        async with (
+            self._slots,
+            self._bench() as scratch,
+            opened(context, dockerfile, scratch, self._access(ask)) as files,
+        ):
+            lease = await self._content.lease(seconds=LEASE_S)
+            try:
+                planner = self._planner(ask, lease, scratch)
+                contexts = await planner.contexts(ask)
+                found = [
+                    (await planner.plan(ask, files, contexts, each)).plan.warnings
+                    for each in ask.platforms or (self._platform,)
+                ]
+                return list(dict.fromkeys(text for warnings in found for text in warnings))
+            finally:
+                await self._content.end_lease(lease)
 
     @asynccontextmanager
     async def export(self, ref: str) -> AsyncGenerator[AsyncIterator[bytes]]:
@@ -165,62 +171,104 @@ class Builder:
     async def _build(
         self, ask: Wanted, names: Sequence[str], files: Context, lease: str, scratch: Path, tell: Progress
     ) -> Image:
-        made, bases, contexts = await self._planned(ask, files)
-        epoch = _epoch(ask.args)
-        network = ask.network or self._network
-        brought = await imports(self._content, self._cache, ask.cache_from) if ask.cache_from else None
+        planner = self._planner(ask, lease, scratch)
+        contexts = await planner.contexts(ask)
+        platforms = list(dict.fromkeys(ask.platforms)) or [self._platform]
+        planned = [await planner.plan(ask, files, contexts, each) for each in platforms]  # all, before anything runs
+        began = self._shop.clock.now()
+
+        def warn(text: str) -> None:
+            tell(BuildEvent("warning", text=text))
+
+        cached = imported(
+            self._content, self._cache, self._engine, ask.cache_from, auth=ask.auth, platform=self._platform, warn=warn
+        )
+        async with cached as brought:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(
+                            self._solve(
+                                ask, each, files, lease, scratch / str(number), _named(tell, each, platforms), brought
+                            )
+                        )
+                        for number, each in enumerate(planned)
+                    ]
+            except BaseExceptionGroup as failed:
+                raise first_of(failed) from None
+        made = [task.result() for task in tasks]
+        finisher = Finisher(
+            self._engine, self._content, self._listings, self._shop.clock, ask, files, lease, scratch, began
+        )
+        image = await finisher.image(made, names)
+        for place in ask.cache_to:
+            if place.kind != "inline":
+                rows = [row for each in made for row in (each.rows if place.whole else each.target_rows)]
+                unique = list({row.key: row for row in rows}.values())
+                await export(self._content, self._engine, place, unique, auth=ask.auth, lease=lease)
+        if any(mount.kind == "cache" for each in planned for stage in each.plan.stages for one in stage.operations
+               if isinstance(one, Run) for mount in one.mounts):  # fmt: skip
+            await self._mounts.trim(CACHES_BUDGET_BYTES)
+        steps = planned[-1].plan.steps
+        tell(BuildEvent("done", steps, steps, image.id))
+        return image
+
+    async def _solve(
+        self,
+        ask: Wanted,
+        planned: Planned,
+        files: Context,
+        lease: str,
+        scratch: Path,
+        tell: Progress,
+        brought: Imports | None,
+    ) -> Made:
+        """Do the steps for one platform."""
+        scratch.mkdir(exist_ok=True)
+        alike = Alikes(self._content, self._listings, [await self._engine.image(name) for name in ask.alike])
         job = Job(
-            plan=made,
+            plan=planned.plan,
             context=files,
-            images=bases,
-            runner=Runner(self._engine, self._platform, scratch, random.token_hex(8), network),
+            images=planned.images,
+            runner=Runner(
+                self._engine, self._platform, scratch, random.token_hex(8), ask.network or self._network, ask.around
+            ),
             platform=self._platform,
             lease=lease,
             scratch=scratch,
             progress=tell,
-            contexts=contexts,
+            contexts=planned.contexts,
             secrets=ask.secrets,
+            agents=ask.agents,
             fresh=None if ask.no_cache else frozenset(name.lower() for name in ask.fresh_stages),
-            epoch=epoch,
+            epoch=epoch_of(ask.args),
             imports=brought,
+            alike=alike if ask.alike else None,
+            access=self._access(ask, local=False),
         )
         solver = Solver(self._shop, job)
         config, layers = await solver.run()
+        rows = await rows_of_keys(self._cache, solver.keys(), lease) if ask.cache_to or ask.is_inline else ()
+        target = frozenset(solver.keys(whole=False))
+        target_rows = [row for row in rows if row.key in target]
         if ask.labels:
             body = config["config"]
             body["Labels"] = {**(body.get("Labels") or {}), **ask.labels}
+        if ask.is_inline:
+            config |= inline(target_rows)
         if ask.compression is not None:
-            own = _base_layers(made, bases)
+            own = _base_layers(planned)
             layers = [
                 layer if layer in own else await self._squeezed(layer, ask.compression, lease) for layer in layers
             ]
-        image = await self._engine.commit_image(config, layers, names, annotations=ask.annotations or None)
-        if ask.cache_to is not None:
-            await export(self._content, self._cache, solver.keys, ask.cache_to, lease)
-        if any(mount.kind == "cache" for stage in made.stages for one in stage.operations if isinstance(one, Run)
-               for mount in one.mounts):  # fmt: skip
-            await self._mounts.trim(CACHES_BUDGET_BYTES)
-        tell(BuildEvent("done", made.steps, made.steps, image.id))
-        return image
+        return Made(planned, config, layers, rows, target_rows, solver.sourcing.commits)
 
-    async def _planned(self, ask: Wanted, files: Context) -> tuple[Plan, Mapping[str, Image], Mapping[str, Context]]:
-        parsed = parse(read(files.dockerfile, files.name))
-        contexts = {
-            name: await asyncio.to_thread(named, place, name)
-            for name, place in ask.contexts.items()
-            if isinstance(place, Path)
-        }
-        names = {name: "" if isinstance(place, Path) else _image(name, place) for name, place in ask.contexts.items()}
-        bases = await self._bases(parsed, ask, names)
-        made = plan(
-            parsed,
-            args=ask.args,
-            target=ask.target,
-            platform=self._platform,
-            contexts=names,
-            bases={name: image.config for name, image in bases.items()},
-        )
-        return _with_ignored(made, files), bases, contexts
+    def _access(self, ask: Wanted, *, local: bool = True) -> GitAccess:
+        agent = ask.agents.get("default", "")
+        return GitAccess(ask.secrets, agent, self._scratch.parent / "known_hosts", local)
+
+    def _planner(self, ask: Wanted, lease: str, scratch: Path) -> Planner:
+        return Planner(self._engine, self._content, self._platform, self._access(ask), lease, scratch)
 
     async def _squeezed(self, layer: str, wanted: Compression, lease: str) -> str:
         """A layer compressed as is wanted, from the cache where it was made before."""
@@ -242,95 +290,16 @@ class Builder:
         finally:
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
-    async def _bases(self, parsed: Dockerfile, ask: Wanted, contexts: Mapping[str, str]) -> Mapping[str, Image]:
-        """Get the images that the plan stands on, those that their triggers name too: this machine's own first."""
-        found: dict[str, Image] = {}
-        while True:
-            names = images(
-                parsed,
-                args=ask.args,
-                target=ask.target,
-                platform=self._platform,
-                contexts=contexts,
-                bases={name: image.config for name, image in found.items()},
-            )
-            missing = [name for name in names if name not in found]
-            if not missing:
-                return found
-            for name in missing:
-                found[name] = await self._base(parsed, name, ask)
 
-    async def _base(self, parsed: Dockerfile, name: str, ask: Wanted) -> Image:
-        if not ask.pull:
-            with suppress(NotFound):
-                return await self._engine.image(name)
-        try:
-            return await self._engine.pull(name, auth=ask.auth)
-        except (NotFound, Unauthorized, Unavailable) as error:
-            line = _line_of(parsed, name)
-            place, text = parsed.source.pointed(line, f"the image {name} cannot be had: {error.message}")
-            raise type(error)(text, causes=[Cause(place, type(error).__name__, error.message)]) from error
+def _base_layers(planned: Planned) -> frozenset[str]:
+    return frozenset(
+        layer for stage in planned.plan.stages if stage.image for layer in planned.images[stage.image].layers
+    )
 
 
-def _base_layers(made: Plan, bases: Mapping[str, Image]) -> frozenset[str]:
-    return frozenset(layer for stage in made.stages if stage.image for layer in bases[stage.image].layers)
-
-
-def _with_ignored(made: Plan, files: Context) -> Plan:
-    """Add the findings of the rule CopyIgnoredFile."""
-    if made.source.checks.skips("CopyIgnoredFile"):
-        return made
-    found = [
-        f"{made.source.name}:{one.line.first}: {text!r} is left out by {files.ignore.name} (CopyIgnoredFile)"
-        for stage in made.stages
-        for one in stage.operations
-        if isinstance(one, Copy) and one.origin == From()
-        for text in one.sources
-        if text not in one.inline and not is_url(text) and files.ignore.hides(os.path.normpath(text).lstrip("/"))
-    ]
-    return Plan(made.source, made.stages, [*made.warnings, *found])
-
-
-def _line_of(parsed: Dockerfile, name: str) -> Line:
-    """The line that asks for an image: the first whose words mean it, else the first FROM."""
-    for stage in parsed.stages:
-        for one in (stage.origin, *stage.instructions):
-            text = one.args[0] if one.name == "FROM" else one.flags.get("from", "")
-            with suppress(Invalid):
-                if text and str(parse_name(text)) == name:
-                    return one.line
-    return parsed.stages[0].origin.line
-
-
-def _tag(text: str) -> str:
-    name = parse_name(text, "tag")
-    if name.digest is not None:
-        message = f"tag {text!r}: an image is named by a tag, not by a digest"
-        raise Invalid(message, causes=[Cause("tag", "InvalidName", message)])
-    return str(name)
-
-
-def _image(name: str, text: str) -> str:
-    """Read a named context that is an image. Raises Invalid."""
-    try:
-        return str(parse_name(text.removeprefix("docker-image://"), "image"))
-    except Invalid as error:
-        message = f"build context {name}={text}: {error.message}"
-        raise Invalid(message, causes=[Cause("contexts", "Invalid", message)]) from None
-
-
-def _check_secrets(given: Mapping[str, bytes]) -> None:
-    for id, value in given.items():
-        if len(value) > SECRET_MAX_BYTES:
-            message = f"secret {id}: it has {len(value)} bytes; at most {SECRET_MAX_BYTES} are taken"
-            raise Invalid(message, causes=[Cause("secrets", "TooLarge", message)])
-
-
-def _epoch(args: Mapping[str, str]) -> int | None:
-    text = args.get("SOURCE_DATE_EPOCH")
-    if text is None or text == "":
-        return None
-    if not text.isdigit():
-        message = f"SOURCE_DATE_EPOCH={text!r}: seconds since 1970 are a whole number"
-        raise Invalid(message, causes=[Cause("buildargs.SOURCE_DATE_EPOCH", "Invalid", message)])
-    return int(text)
+def _named(tell: Progress, planned: Planned, platforms: Sequence[Platform]) -> Progress:
+    """News with the platform, where there are several."""
+    if len(platforms) == 1:
+        return tell
+    name = str(planned.platform)
+    return lambda event: tell(replace(event, stage=f"{name} {event.stage}".strip(), platform=name))

@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 
 from wherry.builder import keys
+from wherry.builder.alike import Alikes
 from wherry.builder.cache import Built, Cache
 from wherry.builder.config import Json, document
 from wherry.builder.context import Context
 from wherry.builder.exchange import Imports
 from wherry.builder.flights import Flights
+from wherry.builder.git import GitAccess
 from wherry.builder.graph import Plan, StagePlan
 from wherry.builder.layers import Listings, read_text
 from wherry.builder.mounting import Mounts
@@ -68,7 +70,8 @@ class Workshop:
 class Job:
     """One build. `images` are the base images by whole name; `epoch` is SOURCE_DATE_EPOCH, or None.
 
-    `fresh` are stages whose steps are not taken from the cache; None is all of them. `secrets` are values by id.
+    `fresh` are stages whose steps are not taken from the cache; None is all of them. `secrets` are values by id, `agents` the
+    sockets of SSH agents, `access` how git signs in.
     """
 
     plan: Plan
@@ -81,9 +84,12 @@ class Job:
     progress: Progress
     contexts: Mapping[str, Context] = field(default_factory=dict[str, Context])
     secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    agents: Mapping[str, str] = field(default_factory=dict[str, str])
     fresh: frozenset[str] | None = frozenset()
     epoch: int | None = None
     imports: Imports | None = None
+    alike: Alikes | None = None
+    access: GitAccess | None = None
 
 
 class Solver:
@@ -93,13 +99,17 @@ class Solver:
         self._shop = shop
         self._job = job
         self._tasks: dict[int, asyncio.Task[State]] = {}
-        self._sourcing = Sourcing(shop.content, shop.cache, job.context, job.contexts, job.scratch)
-        self._keys: list[str] = []
+        self._sourcing = Sourcing(shop.content, shop.cache, job.context, job.contexts, job.scratch, job.access)
+        self._keys: list[tuple[int, str]] = []
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """The keys of every step that has a layer, for an export of the cache."""
-        return list(dict.fromkeys(self._keys))
+    def keys(self, *, whole: bool = True) -> Sequence[str]:
+        """The keys of every step, for an export of the cache; else only of the target and the stages that it stands on."""
+        stages = {stage.index: stage for stage in self._job.plan.stages}
+        chain, at = set[int](), self._job.plan.stages[-1].index
+        while at >= 0:
+            chain.add(at)
+            at = stages[at].stage
+        return list(dict.fromkeys(key for index, key in self._keys if whole or index in chain))
 
     async def run(self) -> tuple[Json, Sequence[str]]:
         """Do all stages; return the target's config document and its layers, lowest first."""
@@ -108,13 +118,13 @@ class Solver:
             self._job.progress(BuildEvent("warning", text=warning))
         step = 0
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._job.runner.working(), asyncio.TaskGroup() as group:
                 for stage in plan.stages:
                     work = _StageWork(self, stage, step + 1)
                     self._tasks[stage.index] = group.create_task(work.run(), name=f"stage {stage.name or stage.index}")
                     step += 1 + len(stage.operations)
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise first_of(failed) from None
         target = plan.stages[-1]
         state = self._tasks[target.index].result()
         return self._document(target, state), [layer for layer, _ in state.layers]
@@ -134,9 +144,9 @@ class Solver:
         """Where files come from."""
         return self._sourcing
 
-    def note(self, key: str) -> None:
+    def note(self, stage: int, key: str) -> None:
         """Remember a key that was used."""
-        self._keys.append(key)
+        self._keys.append((stage, key))
 
     async def stage(self, index: int) -> State:
         """Wait for a stage."""
@@ -182,7 +192,7 @@ class Solver:
             history.append({**entry, "created": when if isinstance(when, str) else rfc3339_nano(when)})
         return document(
             target.config,
-            platform=self._job.platform,
+            platform=target.platform,
             created=rfc3339_nano(state.created if state.created is not None else first),
             diff_ids=[diff_id for _, diff_id in state.layers],
             history=history,
@@ -200,6 +210,7 @@ class _StageWork:
         self._step = step
         fresh = self._job.fresh
         self._no_cache = fresh is None or bool({stage.name, str(stage.index)} & fresh)
+        self._alike = None if self._no_cache or self._job.epoch is not None else self._job.alike
 
     async def run(self) -> State:
         """Do it; return where it stands at the end."""
@@ -263,9 +274,13 @@ class _StageWork:
             if mount.kind == "bind" or (mount.kind == "cache" and (mount.origin != From() or mount.source)):
                 shown[mount] = await self._files(mount.origin, origins, [mount.source or "."])
         content = _hash([files.digest for files in shown.values()]) if shown else ""
-        key = keys.step_key(state.key, operation, content, epoch=self._job.epoch)
+        platform = str(self._stage.platform)
+        key = keys.step_key(state.key, operation, content, epoch=self._job.epoch, platform=platform)
         async with AsyncExitStack() as stack:
             built = await self._known(key, stack)
+            if built is None and self._alike is not None and not operation.mounts:
+                built = await self._alike.run(*_past(state), operation.created_by, self._job.lease)
+                await self._take_over(key, built)
             if built is None:
                 sources = {mount: await files.sources() for mount, files in shown.items()}
                 built = await self._in_container(state, operation, sources)
@@ -276,10 +291,12 @@ class _StageWork:
         def output(stream: str, data: bytes) -> None:
             self._tell("output", data.decode(errors="replace"), stream)
 
-        job, content = self._job, self._shop.content
-        ready = self._shop.mounts.ready(operation, sources, job.secrets, str(job.platform), job.scratch)
+        job, content, platform = self._job, self._shop.content, str(self._stage.platform)
+        ready = self._shop.mounts.ready(operation, sources, job.secrets, platform, job.scratch, job.agents)
         async with ready as prepared, self._shop.slots:
-            layer, diff_id, size = await job.runner.run(operation, state.layers, output, prepared=prepared)
+            layer, diff_id, size = await job.runner.run(
+                operation, state.layers, output, prepared=prepared, lease=job.lease, platform=self._stage.platform
+            )
         if await content.cover(layer, job.lease) is None:
             raise NotFound(f"layer {layer}: it went before it could be kept; build again")
         stubs = await self._stubs(state, operation, layer)
@@ -338,8 +355,12 @@ class _StageWork:
                     mode=operation.chmod,
                     epoch=self._job.epoch,
                 )
-                built = await self._pack(made)
-                await self._shop.cache.put(layer_key, built)
+                if self._alike is not None and not operation.link:
+                    built = await self._alike.copy(*_past(state), made, self._job.lease)
+                    await self._take_over(layer_key, built)
+                if built is None:
+                    built = await self._pack(made)
+                    await self._shop.cache.put(layer_key, built)
         self._settle(state, operation, key, built, layer_key)
 
     async def _owner(self, state: State, text: str) -> Owner | None:
@@ -394,10 +415,16 @@ class _StageWork:
             self._tell("cached", built.digest)
         return built
 
+    async def _take_over(self, key: str, built: Built | None) -> None:
+        """Remember what an image had."""
+        if built is not None:
+            await self._shop.cache.put(key, built)
+            self._tell("cached", built.digest)
+
     def _settle(self, state: State, operation: Operation, key: str, built: Built, layer_key: str = "") -> None:
         state.key = keys.settled_key(key, built.diff_id)
         state.created = built.created
-        self._solver.note(layer_key or key)
+        self._solver.note(self._stage.index, layer_key or key)
         if built.digest:
             state.layers.append((built.digest, built.diff_id))
             self._tell("layer", built.digest)
@@ -409,12 +436,16 @@ def _entry(created: float | None, created_by: str, *, empty: bool) -> Json:
     return {**made, "empty_layer": True} if empty else made
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failed: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that a person should see: ours before others, the first of each."""
     flat: list[BaseException] = []
     for each in failed.exceptions:
-        flat += [_first(each)] if isinstance(each, BaseExceptionGroup) else [each]
+        flat += [first_of(each)] if isinstance(each, BaseExceptionGroup) else [each]
     return next((each for each in flat if isinstance(each, WherryError)), flat[0])
+
+
+def _past(state: State) -> tuple[Sequence[Json], Sequence[str]]:
+    return state.history, [diff_id for _, diff_id in state.layers]
 
 
 def _hash(value: object) -> str:

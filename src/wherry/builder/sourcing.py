@@ -1,10 +1,11 @@
-"""Where a step's files come from, and the digest of them: the context, another stage, an image, a text, a URL."""
+"""Where a step's files come from, and the digest of them: the context, another stage, an image, a text, a URL, a repository."""
 
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -12,12 +13,16 @@ import msgspec
 from wherry.builder.adding import fetched, file_name, is_archive, unpacked
 from wherry.builder.cache import Cache, Seen
 from wherry.builder.context import Context
+from wherry.builder.git import GitAccess, checkout, resolve
+from wherry.builder.gitnames import parse_git
+from wherry.builder.ignore import Ignore
 from wherry.builder.layers import fetch
-from wherry.builder.operations import Copy, From, is_url
+from wherry.builder.operations import Copy, From, is_git, is_url
 from wherry.builder.selection import CopyError, Source, digest, files, select
 from wherry.builder.tree import Node, Tree, tree_of
 from wherry.clock import machine
 from wherry.content.protocol import Content
+from wherry.errors import WherryError
 
 SETTLED_S = 2.0
 SMALL_BYTES = 64 * 1024
@@ -35,13 +40,21 @@ class Sourcing:
     """The sources of one build."""
 
     def __init__(
-        self, content: Content, cache: Cache, context: Context, contexts: Mapping[str, Context], scratch: Path
+        self,
+        content: Content,
+        cache: Cache,
+        context: Context,
+        contexts: Mapping[str, Context],
+        scratch: Path,
+        access: GitAccess | None = None,
     ) -> None:
         self._content = content
         self._cache = cache
         self._context = context
         self._contexts = contexts
         self._scratch = scratch
+        self._access = access or GitAccess()
+        self._commits: dict[str, str] = {}
         self._trees: dict[str, Tree] = {}
         self._reading = asyncio.Lock()
         self._digests: dict[Path, str] = {}
@@ -62,6 +75,9 @@ class Sourcing:
         With `trust` the digest of an earlier build is believed where all that it stands on is the same. Raises CopyError.
         """
         found: Sequence[Source] | None = None
+        if operation is not None and operation.is_add:
+            with _said():
+                await self._resolve(sources, operation)
 
         async def take() -> Sequence[Source]:
             nonlocal found
@@ -70,6 +86,8 @@ class Sourcing:
             return found
 
         coarse = self._coarse(origin, sources, key, operation)
+        if coarse and operation is not None and operation.is_add and any(is_git(text) for text in sources):
+            return Files(coarse, take)  # the commits say it all
         known = await self._cache.content(coarse) if coarse and trust else None
         if known is None:
             owners = origin.has_owners or (operation is not None and operation.is_add)
@@ -80,12 +98,23 @@ class Sourcing:
 
     def _coarse(self, origin: From, sources: Sequence[str], key: str, operation: Copy | None) -> str:
         """A name for files that need not be looked at again: those of a stage, an image, a URL with its checksum."""
+        if operation is not None and any(is_git(text) for text in sources if operation.is_add):
+            if not all(text in self._commits for text in sources):
+                return ""
+            # where a commit came from, and by which name, is in no key
+            commits = [(self._commits[text], parse_git(text).subdir, parse_git(text).submodules) for text in sources]
+            return _hash(["git", commits, self._keeps(sources, operation), operation.excludes])
         if operation is not None and operation.checksum:
             return _hash(["url", list(sources), operation.checksum, operation.unpack])
         if not origin.has_owners:
             return ""
         more = [] if operation is None else [operation.excludes, operation.parents, operation.inline]
         return _hash(["from", key, sources, *more])
+
+    @property
+    def commits(self) -> Mapping[str, str]:
+        """The commits of the repositories that were added, by their addresses."""
+        return self._commits
 
     async def _find(
         self,
@@ -100,6 +129,8 @@ class Sourcing:
                 name, body = operation.inline[text]
                 data = body.encode()
                 found.append(Source(name, Node("file", 0o644, size=len(data), origin=data), ()))
+            elif operation is not None and operation.is_add and text in self._commits:
+                found += await self._checked_out(text, operation)
             elif operation is not None and operation.is_add and is_url(text):
                 found.append(await self._fetched(text, operation))
             else:
@@ -136,6 +167,26 @@ class Sourcing:
             else:
                 made.append(source)
         return made
+
+    async def _resolve(self, sources: Sequence[str], operation: Copy) -> None:
+        """Ask for the commit of each git repository, once in a build."""
+        for text in sources:
+            if is_git(text) and text not in self._commits and text not in operation.inline:
+                source = parse_git(text)
+                source = replace(source, checksum=operation.checksum or source.checksum)
+                self._commits[text] = await resolve(source, self._access, self._folder("git"))
+
+    def _keeps(self, sources: Sequence[str], operation: Copy) -> bool:
+        return operation.keep_git or any(parse_git(text).keeps for text in sources if is_git(text))
+
+    async def _checked_out(self, text: str, operation: Copy) -> Sequence[Source]:
+        keeps = self._keeps([text], operation)
+        with _said():
+            made = await checkout(
+            parse_git(text), self._commits[text], self._access, self._folder("git") / "at", keeps=keeps
+        )
+        tree = await asyncio.to_thread(tree_of, made.root, Ignore())
+        return select(tree, ["/"], lambda _: "", excludes=operation.excludes)
 
     async def _fetched(self, url: str, operation: Copy) -> Source:
         source = await fetched(url, operation.checksum, self._folder("url") / "files")
@@ -204,6 +255,15 @@ def digests(paths: Sequence[Path], known: Mapping[str, Seen]) -> tuple[dict[Path
             ):  # a later write in the same tick of the clock would look the same
                 fresh[f"{now.st_dev}:{now.st_ino}"] = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, found[path])
     return found, fresh
+
+
+@contextmanager
+def _said() -> Generator[None]:
+    """What git says is the step's failure."""
+    try:
+        yield
+    except WherryError as error:
+        raise CopyError(f"ADD: {error.message}") from error
 
 
 def _hash(value: object) -> str:

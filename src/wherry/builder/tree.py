@@ -194,7 +194,7 @@ def _fill(tree: Tree, root: str, below: str, ignore: Ignore) -> None:
                 tree.put(path, _node("file", seen, size=seen.st_size, origin=Path(entry.path)))
             elif stat.S_ISLNK(seen.st_mode):
                 tree.put(path, _node("symlink", seen, link=os.readlink(entry.path)))
-            else:
+            elif not stat.S_ISSOCK(seen.st_mode):  # nobody sends those either
                 tree.put(path, _node("special", seen))
 
 

@@ -6,15 +6,13 @@ It is our own because the standard one costs more time than the whole of `wherry
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 Shape = Literal["flag", "value", "many", "number"]
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """`name` without dashes; `short` one letter; a `value` may come from the environment variable WHERRY_NAME."""
 
     name: str
@@ -27,8 +25,7 @@ class Option:
     env: bool = False
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """A command. `usage` follows its name; with `rest`, options end at the first word that is none, as in `run IMAGE CMD`."""
 
     name: str
@@ -49,12 +46,12 @@ class Usage(SystemExit):
         sys.stderr.write(f"wherry {spec_name}: {message}\nSee 'wherry {spec_name} --help'.\n")
 
 
-@dataclass
 class Parsed:
     """Values by option name, and the other words in order."""
 
-    values: dict[str, Any]
-    words: list[str]
+    def __init__(self, values: dict[str, Any], words: list[str]) -> None:
+        self.values = values
+        self.words = words
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wherry.cli.args import Option, Parsed, Usage
 from wherry.cli.engine import Refused, call, part
+from wherry.wire.blocking import Answer
 
 MORE_OPTIONS = (
     Option("no-cache-filter", "a stage that is built without the cache", shape="many", metavar="STAGE"),
@@ -25,6 +26,8 @@ MORE_OPTIONS = (
     Option("check", "only say what the build checks find", shape="flag"),
 )
 OUTPUTS = ("image", "oci", "docker", "tar", "local")
+SEND_IT = 409
+"""The engine sees another directory, or none, where we see the context."""
 SECRETS_MAX_BYTES = 24 * 1024
 """All secrets of a build together: they travel in a header."""
 
@@ -88,6 +91,26 @@ def more_of(args: Parsed, outputs: Sequence[Mapping[str, str]]) -> str:
     return json.dumps({key: value for key, value in more.items() if value})
 
 
+def ask_for_build(query: dict[str, object], headers: Mapping[str, str], tar: Iterator[bytes], place: str) -> Answer:
+    """Ask for a build. An engine that sees the directory `place` too reads it by itself, and only what has changed.
+
+    To another, and without a `place`, the context is sent as a tar. Raises Refused.
+    """
+    import json
+
+    if place:
+        from wherry.host.places import mark
+
+        here = os.path.realpath(place)
+        more = {**json.loads(str(query["wherry"])), "directory": here, "directoryMark": mark(here)}
+        try:
+            return call("POST", "/build", query={**query, "wherry": json.dumps(more)}, headers=headers, timeout_s=None)
+        except Refused as refused:
+            if refused.status != SEND_IT:
+                raise
+    return call("POST", "/build", query=query, data=tar, headers=headers, timeout_s=None)
+
+
 def secrets_of(args: Parsed) -> dict[str, str]:
     """The header that carries the secrets; none without any. Raises Usage, Refused."""
     import base64
@@ -117,7 +140,7 @@ def secrets_of(args: Parsed) -> dict[str, str]:
     return {"X-Wherry-Secrets": base64.b64encode(json.dumps(values).encode()).decode()} if values else {}
 
 
-def _unpack(chunks: Iterable[bytes], dest: str) -> None:
+def unpack(chunks: Iterable[bytes], dest: str, name: str) -> None:
     """Unpack a tar into a directory, by the same hands as layers: no entry comes to lie outside of it."""
     import tempfile
 
@@ -131,7 +154,7 @@ def _unpack(chunks: Iterable[bytes], dest: str) -> None:
                 file.write(chunk)
             file.flush()
             file.seek(0)
-            extract(file.fileno(), root, name="the image", owners=os.geteuid() == 0, layer=False)
+            extract(file.fileno(), root, name=name, owners=os.geteuid() == 0, layer=False)
     finally:
         os.close(root)
 
@@ -144,7 +167,7 @@ def write_output(id: str, output: Mapping[str, str]) -> None:
     answer = call("GET", f"/images/{part(id)}/{'get' if kind in ('oci', 'docker') else 'rootfs'}", timeout_s=None)
     try:
         if kind == "local":
-            _unpack(answer.chunks(), dest)
+            unpack(answer.chunks(), dest, "the image")
         elif dest == "-":
             for chunk in answer.chunks():
                 sys.stdout.buffer.write(chunk)

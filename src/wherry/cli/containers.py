@@ -48,7 +48,7 @@ RUN = Spec(
         Option("stop-timeout", "seconds between that signal and SIGKILL", shape="number"),
         Option("add-host", "NAME:ADDRESS", shape="many"),
         Option("dns", "a resolver", shape="many"),
-        Option("init", "not supported: refused by name", shape="flag"),
+        Option("init", "a first process that passes signals on and reaps", shape="flag"),
         Option("network-alias", "one more name on its network", shape="many"),
         Option("ip", "its address on its network"),
         Option("publish", "[HOST:][PORT:]PORT[/udp]", "p", "many"),
@@ -122,7 +122,7 @@ def size_bytes(text: str) -> int:
     return int(float(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}[found[2]])
 
 
-def _cores(text: str) -> int:
+def cores(text: str) -> int:
     """Read a number of cores as billionths, as Docker has it."""
     import re
 
@@ -131,7 +131,8 @@ def _cores(text: str) -> int:
     return round(float(text) * 1e9)
 
 
-def _restart(text: str) -> dict[str, Any]:
+def restart_policy(text: str) -> dict[str, Any]:
+    """Read --restart."""
     policy, colon, count = text.partition(":")
     if colon and not (policy == "on-failure" and count.isascii() and count.isdigit()):
         raise Usage("run", f"--restart {text!r}: no, always, unless-stopped, on-failure[:N]")
@@ -172,9 +173,8 @@ def _mount(text: str) -> dict[str, Any]:
     }
 
 
-def _body(args: Parsed) -> dict[str, Any]:
-    if args.flag("init"):
-        raise Refused("--init is not supported yet (see SCOPE.md)", 0, 125)
+def body_of(args: Parsed) -> dict[str, Any]:
+    """The body of a request to make a container."""
     volumes = args.many("volume")
     entrypoint = args["entrypoint"]
     published = bindings(args.many("publish"))
@@ -204,15 +204,16 @@ def _body(args: Parsed) -> dict[str, Any]:
             "Tmpfs": {each.partition(":")[0]: each.partition(":")[2] for each in args.many("tmpfs")},
             "NetworkMode": args.text("network"),
             "AutoRemove": args.flag("rm"),
+            **({"Init": True} if args.flag("init") else {}),
             "Memory": size_bytes(args.text("memory")) if args["memory"] else 0,
-            "NanoCpus": _cores(args.text("cpus")) if args["cpus"] else 0,
+            "NanoCpus": cores(args.text("cpus")) if args["cpus"] else 0,
             "PidsLimit": args["pids-limit"],
             "CapAdd": args.many("cap-add"),
             "CapDrop": args.many("cap-drop"),
             "Privileged": args.flag("privileged"),
             "ReadonlyRootfs": args.flag("read-only"),
             "SecurityOpt": args.many("security-opt"),
-            "RestartPolicy": _restart(args.text("restart")),
+            "RestartPolicy": restart_policy(args.text("restart")),
             "ExtraHosts": args.many("add-host"),
             "Dns": args.many("dns"),
         },
@@ -238,7 +239,7 @@ def _start_code(error: Refused) -> int:
     message = error.message.lower()
     if "executable file not found" in message:
         return 127
-    return 126 if "permission denied" in message and message.startswith("exec:") else 125
+    return 126 if "permission denied" in message and "exec:" in message else 125
 
 
 def _pull(image: str) -> None:
@@ -250,18 +251,22 @@ def _pull(image: str) -> None:
     show_progress(call("POST", "/images/create", query=query, headers=auth_header(name), timeout_s=None), quiet=True)
 
 
-def _run(args: Parsed) -> int:
-    body = _body(args)
+def made_of(args: Parsed, body: dict[str, Any]) -> Any:
+    """Make the container; its image is pulled where it is not here, or always."""
     query = {"name": args["name"]} if args["name"] else {}
     if args.text("pull") == "always":
         _pull(args.words[0])
     try:
-        made = fetch("POST", "/containers/create", query=query, body=body)
+        return fetch("POST", "/containers/create", query=query, body=body)
     except Refused as error:
         if error.status != 404 or "No such image" not in error.message or args.text("pull") == "never":
             raise
         _pull(args.words[0])
-        made = fetch("POST", "/containers/create", query=query, body=body)
+        return fetch("POST", "/containers/create", query=query, body=body)
+
+
+def _run(args: Parsed) -> int:
+    made = made_of(args, body_of(args))
     name = part(made["Id"])
     if args.flag("detach"):
         _begin(name, remove=args.flag("rm"))
@@ -278,7 +283,7 @@ def _run(args: Parsed) -> int:
         call("POST", f"/containers/{name}/resize", query={"h": rows, "w": columns}).close()
 
     with _signals_passed_on(name):
-        _joined(attached, tty=tty, stdin=stdin, resize=resize)
+        joined(attached, tty=tty, stdin=stdin, resize=resize)
         import json
 
         return int(json.loads(waiting.read())["StatusCode"])
@@ -318,7 +323,8 @@ class _signals_passed_on:
             signal.signal(number, handler)
 
 
-def _joined(answer: Any, *, tty: bool, stdin: bool, resize: Any) -> None:
+def joined(answer: Any, *, tty: bool, stdin: bool, resize: Any) -> None:
+    """Join our streams to an attached container; our terminal is raw meanwhile."""
     if tty and sys.stdin.isatty():
         with Terminal(resize):
             join(answer, tty=True, stdin=stdin)
@@ -351,7 +357,7 @@ def exec_command(argv: Sequence[str]) -> int:
         def resize(rows: int, columns: int) -> None:
             call("POST", f"/exec/{made['Id']}/resize", query={"h": rows, "w": columns}).close()
 
-        _joined(started, tty=tty, stdin=stdin, resize=resize)
+        joined(started, tty=tty, stdin=stdin, resize=resize)
         found = fetch("GET", f"/exec/{made['Id']}/json")
         return int(found["ExitCode"] or 0)
     except Refused as error:
@@ -409,7 +415,7 @@ def logs_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _each(names: Sequence[str], verb: str, work: Any) -> int:
+def for_each(names: Sequence[str], verb: str, work: Any) -> int:
     """Do it for each; go on after a failure, and tell all of them."""
     code = 0
     for name in names:
@@ -426,7 +432,7 @@ def stop_command(argv: Sequence[str]) -> int:
     """`wherry stop`."""
     args = parse(STOP, argv)
     query = {"t": args["time"]}
-    return _each(
+    return for_each(
         args.words, "stop", lambda name: call("POST", f"/containers/{name}/stop", query=query, timeout_s=None).close()
     )
 
@@ -435,11 +441,11 @@ def kill_command(argv: Sequence[str]) -> int:
     """`wherry kill`."""
     args = parse(KILL, argv)
     query = {"signal": args.text("signal")}
-    return _each(args.words, "kill", lambda name: call("POST", f"/containers/{name}/kill", query=query).close())
+    return for_each(args.words, "kill", lambda name: call("POST", f"/containers/{name}/kill", query=query).close())
 
 
 def rm_command(argv: Sequence[str]) -> int:
     """`wherry rm`."""
     args = parse(RM, argv)
     query = {"force": int(args.flag("force")), "v": int(args.flag("volumes"))}
-    return _each(args.words, "rm", lambda name: call("DELETE", f"/containers/{name}", query=query).close())
+    return for_each(args.words, "rm", lambda name: call("DELETE", f"/containers/{name}", query=query).close())

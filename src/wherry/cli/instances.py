@@ -27,6 +27,7 @@ UP = Spec(
         Option("profile", "times of failure detection", choices=("default", "fast-failover")),
         Option("durability", "what an answered write survives", choices=("full", "test")),
         Option("publish-address", "where ports are published that name no address [default: 0.0.0.0]"),
+        Option("userns-remap", "whose users containers' users are: NAME of /etc/subuid, BASE:SIZE, or auto:..."),
         Option("timeout", "seconds to wait for readiness [default: 60]", shape="number"),
         Option("owner-fd", "end everything when this file descriptor closes", shape="number"),
         Option("temporary", "with --owner-fd: the state goes too", shape="flag"),
@@ -104,6 +105,7 @@ def up_command(argv: Sequence[str]) -> int:
         root=str(found["root"]), nodes=nodes, simulated=simulated, profile=str(found["profile"]),
         durability=str(found["durability"]), timeout_s=float(found["timeout"] or 60), owner_fd=args["owner-fd"],
         temporary=args.flag("temporary"), publish_address=str(found["publish-address"]),
+        userns_remap=str(found["userns-remap"]),
     )  # fmt: skip
     started = up.up(options, say)
     say(f"wherry is up: {started.summary}")
@@ -154,7 +156,7 @@ def env_command(argv: Sequence[str]) -> int:
     args = parse(ENV, argv)
     instance = Instance.at(args.text("root"))
     plan = instance.load()
-    lines = [f"export KUBECONFIG={_quoted(str(instance.kubeconfig))}"]
+    lines = [f"export KUBECONFIG={_quoted(str(instance.kubeconfig))}"] if plan.kind == "cluster" else []
     real = [node.name for node in plan.nodes if node.real]
     if real:
         node = args.text("node") or real[0]
@@ -162,7 +164,8 @@ def env_command(argv: Sequence[str]) -> int:
             raise Usage("env", f"no real node {node!r}; there are {', '.join(real)}")
         lines.append(f"export DOCKER_HOST={_quoted(f'unix://{instance.docker_socket(node)}')}")
         lines.append("export DOCKER_BUILDKIT=0")
-        lines.append(f"export WHERRY_REGISTRY=127.0.0.1:{plan.registry_port}")
+        if plan.kind == "cluster":
+            lines.append(f"export WHERRY_REGISTRY=127.0.0.1:{plan.registry_port}")
     lines.append(f"export WHERRY_ROOT={_quoted(str(instance.root))}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
@@ -185,6 +188,8 @@ def node_command(argv: Sequence[str]) -> int:
         for node in instance.load().nodes:
             sys.stdout.write(f"{node.name}\t{'real' if node.real else 'simulated'}\t{node.pod_cidr}\n")
         return 0
+    if instance.load().kind == "engine":
+        raise Usage("node", f"{instance.root} holds an engine that stands alone (wherry engine serve): it has no nodes")
     verbs = {"add": up.add_node, "remove": up.remove_node, "kill": up.kill_node}
     if verb not in verbs or not name:
         raise Usage("node", f"usage: wherry node {NODE.usage}")

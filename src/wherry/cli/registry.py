@@ -64,6 +64,26 @@ def _token(args: Parsed) -> Any:
     return {"name": args.words[1], "scope": scope, "seconds": float(days) * 86400 if days else 0}
 
 
+def _upstream(args: Parsed) -> Any:
+    password = sys.stdin.readline().rstrip("\n") if args.flag("password-stdin") else ""
+    body = {"url": args.words[1], "username": args.text("username"), "password": password}
+    return {**body, "revalidate_s": _number(args, "revalidate")}
+
+
+def _rule(args: Parsed) -> Any:
+    password = sys.stdin.readline().rstrip("\n") if args.flag("password-stdin") else ""
+    names = ("repositories", "tags", "prefix", "username")
+    body = {"url": args.words[0], "password": password, **{name: args.text(name) for name in names}}
+    return {**body, "deletions": args.flag("deletions")}
+
+
+def _number(args: Parsed, name: str) -> float:
+    try:
+        return float(args.text(name))
+    except ValueError:
+        raise Usage("registry", f"--{name} {args.text(name)!r}: not a number") from None
+
+
 def _hook(args: Parsed) -> Any:
     body: dict[str, Any] = {"url": args.words[0], "shape": args.text("shape")}
     if args.many("action"):
@@ -125,6 +145,30 @@ VERBS: dict[str, Verb] = {
                       columns=("prefix", "settings")),
     "template": Verb("set what new repositories below a prefix say (JSON file)", "PREFIX FILE", "PUT", "/templates/{0}",
                      least=2, most=2, body=_file(1)),
+    "upstreams": Verb("list registries that prefixes stand for", "", "GET", "/upstreams", rows="upstreams",
+                      columns=("prefix", "url", "username", "revalidate_s")),
+    "upstream": Verb("let repositories below PREFIX/ stand for those of another registry, fetched when they are pulled",
+                     "PREFIX/ URL [--username NAME --password-stdin] [--revalidate SECONDS]", "PUT", "/upstreams/{0}",
+                     (Option("username", "who we are there"),
+                      Option("password-stdin", "read the password from standard input", shape="flag"),
+                      Option("revalidate", "how long a tag is believed", default="60", metavar="SECONDS")), 2, 2,
+                     body=_upstream),
+    "unupstream": Verb("end it; what was fetched stays", "PREFIX/", "DELETE", "/upstreams/{0}", least=1, most=1),
+    "replications": Verb("list rules of replication", "", "GET", "/replications", rows="replications",
+                         columns=("id", "url", "repositories", "tags", "prefix", "deletions")),
+    "replicate": Verb("copy what is pushed from now on to another registry",
+                      "URL [--repositories PATTERN] [--tags PATTERN] [--prefix NAME/] [--deletions] [--username NAME "
+                      "--password-stdin]", "POST", "/replications",
+                      (Option("repositories", "which, by pattern", default="*"),
+                       Option("tags", "which, by pattern", default="*"),
+                       Option("prefix", "goes before the names there", default=""),
+                       Option("deletions", "delete there what is deleted here", shape="flag"),
+                       Option("username", "who we are there"),
+                       Option("password-stdin", "read the password from standard input", shape="flag")), 1, 1, body=_rule),
+    "unreplicate": Verb("delete a rule of replication", "ID", "DELETE", "/replications/{0}", least=1, most=1),
+    "copies": Verb("what a rule copied, and what waits", "ID", "GET", "/replications/{0}/copies", least=1, most=1,
+                   rows="copies", columns=("id", "action", "repository", "reference", "attempts", "state", "answer")),
+    "copy-all": Verb("copy all that is here too", "ID", "POST", "/replications/{0}/copies", least=1, most=1),
     "events": Verb("search the audit log", "[--actor A] [--repository R] [--action A] [-n N]", "GET", "/events",
                    (Option("actor", "who"), Option("repository", "where"), Option("action", "what"),
                     Option("number", "how many", "n")), query=("actor", "repository", "action", "number:n"),
@@ -147,7 +191,8 @@ VERBS: dict[str, Verb] = {
 SERVE = Spec(
     "registry serve",
     "Run a registry alone, in the foreground, without root.",
-    "[--root DIR] [--listen HOST:PORT] [--public] [--metrics HOST:PORT] [--certificate FILE --key FILE]",
+    "[--root DIR] [--listen HOST:PORT] [--public] [--metrics HOST:PORT] [--certificate FILE --key FILE]"
+    " [--database URL [--storage URL]]",
     (
         ROOT,
         Option("listen", "address for clients", default="127.0.0.1:5000", metavar="HOST:PORT"),
@@ -156,6 +201,8 @@ SERVE = Spec(
         Option("open", "everybody may do everything: for closed networks", shape="flag"),
         Option("certificate", "PEM file for TLS", metavar="FILE"),
         Option("key", "PEM file of its key", metavar="FILE"),
+        Option("database", "records in PostgreSQL, as postgresql://... (or WHERRY_REGISTRY_DATABASE)", metavar="URL"),
+        Option("storage", "blobs in a bucket, as s3://BUCKET/PREFIX (or WHERRY_REGISTRY_STORAGE)", metavar="URL"),
     ),
     examples=("wherry registry serve --root ./registry --listen 0.0.0.0:5000 --certificate c.pem --key k.pem",),
 )
@@ -231,6 +278,8 @@ def _serve(argv: Sequence[str]) -> int:
     options = Options(
         Path(args.text("root")), args.text("listen"), args.text("metrics"), args.flag("public"), args.flag("open"),
         args.text("certificate"), args.text("key"),
+        args.text("database") or os.environ.get("WHERRY_REGISTRY_DATABASE", ""),
+        args.text("storage") or os.environ.get("WHERRY_REGISTRY_STORAGE", ""),
     )  # fmt: skip
     asyncio.run(serve(options))
     return 0

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from wherry.content.digests import HEX_DIGITS, parse_digest
-from wherry.content.inflate import compression_of, pieces
+from wherry.content.inflate import HEAD_BYTES, compression_of, pieces
 from wherry.content.names import familiar_repository, parse_name
 from wherry.content.oci import (
     DOCUMENT_MAX_BYTES,
@@ -26,6 +26,9 @@ from wherry.content.oci import (
     Descriptor,
     Index,
     Manifest,
+    Platform,
+    choose,
+    fits,
     manifest_of,
     parse_config,
     parse_document,
@@ -33,7 +36,7 @@ from wherry.content.oci import (
 from wherry.content.protocol import Content, Digest
 from wherry.content.tars import Member, Tar
 from wherry.content.tarwrite import END, Entry, header, padding
-from wherry.errors import Invalid, NotFound
+from wherry.errors import Broken, Damaged, Invalid, NotFound
 
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"
@@ -89,26 +92,33 @@ async def save(content: Content, images: Sequence[tuple[str, Digest]]) -> AsyncI
     yield END
 
 
-async def load_stream(content: Content, stream: AsyncIterator[bytes], *, lease: str, scratch: Path) -> Sequence[Loaded]:
-    """Take an archive that comes in pieces; it is kept in a file below `scratch` meanwhile."""
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        async for part in stream:
-            await asyncio.to_thread(file.write, part)
-        file.flush()
-        return await _Load(content, lease).run(file.fileno())
+async def load_stream(
+    content: Content, stream: AsyncIterator[bytes], *, lease: str, scratch: Path, platform: Platform | None = None
+) -> Sequence[Loaded]:
+    """Take an archive that comes in pieces; it is kept in a file below `scratch` meanwhile. Raises as `load`, and Broken."""
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            async for part in stream:
+                await asyncio.to_thread(file.write, part)
+            await asyncio.to_thread(file.flush)
+            return await _Load(content, lease, platform).run(file.fileno())
+    except OSError as error:
+        raise Broken(f"archive: it cannot be kept in {scratch}: {error.strerror or error}") from error
 
 
-async def load(content: Content, archive: Path, *, lease: str) -> Sequence[Loaded]:
-    """Take an archive (plain, gzip or zstd tar) of either format; every blob is covered by `lease`.
+async def load(content: Content, archive: Path, *, lease: str, platform: Platform | None = None) -> Sequence[Loaded]:
+    """Take an archive (a tar, plain or by gzip, zstd, bzip2, xz) of either format; every blob is covered by `lease`.
 
-    Raises Invalid when it is neither, Damaged when a blob does not match its name, NotFound when one is missing.
+    Of an index only the image for `platform` is taken, where one is named. Raises Invalid when it is neither, Damaged when a
+    blob does not match its name, NotFound when one is missing.
     """
     with archive.open("rb") as file:
-        return await _Load(content, lease).run(file.fileno())
+        return await _Load(content, lease, platform).run(file.fileno())
 
 
 class _Load:
-    def __init__(self, content: Content, lease: str) -> None:
+    def __init__(self, content: Content, lease: str, platform: Platform | None) -> None:
+        self._platform = platform
         self._content = content
         self._lease = lease
         self._documents: dict[str, bytes] = {}
@@ -129,7 +139,7 @@ class _Load:
             return await self._layout()
         if "manifest.json" in self._documents:
             return await self._docker()
-        raise Invalid("archive: it has neither oci-layout with index.json nor manifest.json: no image archive")
+        raise Invalid("invalid archive: it has neither oci-layout with index.json nor manifest.json: no image archive")
 
     async def _file(self, path: str, member: Member, tar: Tar) -> None:
         if path in ("index.json", "oci-layout", "manifest.json"):
@@ -137,8 +147,8 @@ class _Load:
                 raise Invalid(f"archive: {path} has {member.size} bytes; at most {DOCUMENT_MAX_BYTES} are read")
             self._documents[path] = b"".join(bytes(part) for part in tar.data())
             return
-        if path in ("repositories", "VERSION") or path.endswith("/VERSION"):
-            return
+        if path == "repositories" or posixpath.basename(path) in ("VERSION", "json"):
+            return  # what Docker's first format had
         parts = path.split("/")
         wanted = parse_digest(f"{parts[1]}:{parts[2]}", path) if len(parts) == 3 and parts[0] == "blobs" else None
         writer = await self._content.ingest(lease=self._lease)
@@ -146,7 +156,7 @@ class _Load:
         try:
             data = tar.data()
             while (part := await asyncio.to_thread(next, data, None)) is not None:
-                head = head or bytes(part[:4])
+                head = head if len(head) >= HEAD_BYTES else head + bytes(part[:HEAD_BYTES])
                 await writer.write(part)
             blob = await writer.commit(wanted)
         finally:
@@ -159,16 +169,42 @@ class _Load:
         found: list[Loaded] = []
         for child in _decode(self._documents["index.json"], Index, "index.json").manifests:
             document = parse_document(await self._content.read(parse_digest(child.digest)))
+            digest = child.digest
+            if isinstance(document, Index) and self._platform is not None:
+                digest = choose(document, self._platform).digest
+                document = parse_document(await self._content.read(digest))
             notes = child.annotations or {}
             names: list[str] = []
             for text in (notes.get(FULL_NAME, ""), notes.get(REF_NAME, "")):
                 if text and not names and ("/" in text or ":" in text):
                     names.append(str(parse_name(text)))
             if isinstance(document, Manifest):
-                await self._complete(document, child.digest)
+                await self._complete(document, digest)
                 names += [name for name in tags.get(document.config.digest, ()) if name not in names]
-            found.append(Loaded(child.digest, names))
+            else:
+                await self._some_image(document, digest)
+            known = {name for each in found for name in each.names}
+            fresh = [name for name in names if name not in known]
+            if fresh or not any(each.digest == digest for each in found):
+                found.append(Loaded(digest, fresh))
         return found
+
+    async def _some_image(self, index: Index, digest: Digest) -> None:
+        """See that an index has one image at least that is here with all its blobs."""
+        missing: NotFound | None = None
+        for child in index.manifests:
+            try:
+                document = parse_document(await self._content.read(child.digest))
+                if isinstance(document, Index):
+                    await self._some_image(document, child.digest)
+                elif "unknown" not in str(child.platform):
+                    await self._complete(document, child.digest)
+                else:
+                    continue
+                return
+            except NotFound as error:
+                missing = error
+        raise missing or NotFound(f"archive: the index {digest} refers to no image that is in it")
 
     async def _docker(self) -> Sequence[Loaded]:
         found: list[Loaded] = []
@@ -178,7 +214,15 @@ class _Load:
             parsed = parse_config(await self._content.read(config.digest))
             if len(parsed.rootfs.diff_ids) != len(layers):
                 raise Invalid(
-                    f"archive: {row['Config']} has {len(parsed.rootfs.diff_ids)} diff ids for {len(layers)} layers"
+                    f"invalid manifest, layers length mismatch: expected {len(parsed.rootfs.diff_ids)}, got {len(layers)}"
+                )
+            for at, (layer, diff_id) in enumerate(zip(layers, parsed.rootfs.diff_ids, strict=True)):
+                if layer.media_type == OCI_LAYER and layer.digest != diff_id and diff_id.startswith("sha256:"):
+                    raise Damaged(f'invalid diffID for layer {at}: expected "{diff_id}", got "{layer.digest}"')
+            if self._platform is not None and not fits(parsed.platform, self._platform):
+                raise NotFound(
+                    f"archive: {row['Config']} does not match the specified platform: wanted {self._platform}, "
+                    f"actual: {parsed.platform}"
                 )
             manifest = manifest_of(Descriptor(OCI_CONFIG, config.digest, config.size), layers)
             blob = await self._content.put(manifest, lease=self._lease)

@@ -15,6 +15,7 @@ from pathlib import Path
 from wherry.content.oci import DOCUMENT_MAX_BYTES, references
 from wherry.content.protocol import Digest
 from wherry.errors import Broken, Expired, NotFound
+from wherry.host.reserve import Reserve
 
 BUSY_S = 30.0
 """How long a writer waits for another process's transaction; each lasts milliseconds."""
@@ -40,6 +41,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         """Open or make the database at `path`. Raises Broken when it cannot be used."""
         self._lock = threading.Lock()
+        self._path = path
+        self._reserve = Reserve(path.with_suffix(".reserve"))
+        self._reserve.spend_if_full()
         fresh = not path.exists()
         try:
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
@@ -48,8 +52,9 @@ class Ledger:
                 _give_to_owner(path)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise Broken(f"{path}: the content index cannot be opened: {error}") from error
+        self._reserve.fill()
 
     def close(self) -> None:
         """Close the database."""
@@ -72,7 +77,7 @@ class Ledger:
 
     def release(self, holder: str, digest: Digest | None) -> None:
         """Drop one hold, or all of a holder."""
-        with self._write() as db:
+        with self._write(makes_room=True) as db:
             if digest is None:
                 db.execute("DELETE FROM holds WHERE holder = ?", (holder,))
             else:
@@ -102,18 +107,18 @@ class Ledger:
 
     def end_lease(self, id: str) -> None:
         """End a lease."""
-        with self._write(durable=False) as db:
+        with self._write(durable=False, makes_room=True) as db:
             db.execute("DELETE FROM covers WHERE lease = ?", (id,))
             db.execute("DELETE FROM leases WHERE id = ?", (id,))
 
     def live(self, now: float) -> set[str]:
         """Say which digests are reachable from a hold or a lease."""
-        with self._write(durable=False) as db:
+        with self._write(durable=False, makes_room=True) as db:
             return self._live(db, now)
 
     def sweep(self, dead: Sequence[Digest], now: float, unlink: Callable[[Digest], None]) -> Sequence[Digest]:
         """Of some blobs seen dead, unlink those that still are, in one transaction; say which."""
-        with self._write() as db:
+        with self._write(makes_room=True) as db:
             live = self._live(db, now)
             gone = [digest for digest in dead if digest not in live]
             for digest in gone:
@@ -151,17 +156,28 @@ class Ledger:
         db.execute("INSERT OR IGNORE INTO covers VALUES (?, ?)", (lease, digest))
 
     @contextmanager
-    def _write(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
-        """One write transaction. Leases need not survive a power loss (their writers do not); holds must."""
+    def _write(self, *, durable: bool = True, makes_room: bool = False) -> Generator[sqlite3.Connection]:
+        """One write transaction. Leases need not survive a power loss (their writers do not); holds must.
+
+        `makes_room`: it may have what is kept aside of a full disk. Raises Broken.
+        """
         with self._lock:
-            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
+            if makes_room:
+                self._reserve.spend_if_full()
             try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise Broken(f"{self._path}: the content index cannot be written: {error}") from error
+            if makes_room:
+                self._reserve.fill()
 
 
 def _give_to_owner(path: Path) -> None:

@@ -68,6 +68,18 @@ class LocalContent:
         except FileNotFoundError:
             return False
 
+    def file(self, digest: Digest) -> Path | None:
+        """Say where a file with the bytes is."""
+        return self.path(digest)
+
+    async def inspect(self, digest: Digest) -> tuple[int, bool]:
+        """Read a blob again; say how many bytes there are (-1: it is missing) and whether they have its digest."""
+        return await asyncio.to_thread(_inspect, self.path(digest), digest)
+
+    async def put_aside(self, digest: Digest) -> str:
+        """Move a damaged blob to `quarantine/`, unless it has been replaced by a good one meanwhile; say where, or ""."""
+        return await asyncio.to_thread(self._put_aside, digest)
+
     async def read(self, digest: Digest, *, limit: int = 8 * 1024 * 1024) -> bytes:
         """Read a small blob whole. Raises NotFound, TooLarge over `limit`, Damaged when it does not match."""
         try:
@@ -117,6 +129,20 @@ class LocalContent:
                 if position >= end:
                     return
 
+    def _put_aside(self, digest: Digest) -> str:
+        path = self.path(digest)
+        folder = self.root / "quarantine"
+        folder.mkdir(exist_ok=True)
+        target = folder / digest.replace(":", "-")
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            return ""
+        if _inspect(target, digest)[1]:  # a push had just put the right bytes there
+            os.rename(target, path)
+            return ""
+        return str(target)
+
     async def ingest(self, *, lease: str) -> LocalWriter:
         """Begin an upload."""
         return await self._uploads.begin(lease)
@@ -124,6 +150,10 @@ class LocalContent:
     async def resume(self, upload: str) -> LocalWriter:
         """Go on with an upload. Raises NotFound; Conflict while another request writes it."""
         return await self._uploads.resume(upload)
+
+    async def take_up(self, name: str, *, lease: str) -> LocalWriter:
+        """Go on with the upload called `name`, or begin it. Raises Conflict while another writes it."""
+        return await self._uploads.take_up(name, lease)
 
     async def put(self, data: bytes, *, lease: str = "", digest: Digest | None = None) -> Blob:
         """Store a small blob in one go."""
@@ -165,11 +195,11 @@ class LocalContent:
         """End it; nothing if it is over."""
         await asyncio.to_thread(self._ledger.end_lease, lease)
 
-    async def collect(self, *, dry_run: bool = False) -> Sequence[Blob]:
+    async def collect(self, *, dry_run: bool = False, fetched: bool = False) -> Sequence[Blob]:
         """Remove (or, dry, list) every blob that nobody holds and no lease covers, and uploads left for a day."""
-        return await asyncio.to_thread(self._collect, dry_run)
+        return await asyncio.to_thread(self._collect, dry_run, fetched)
 
-    def _collect(self, dry_run: bool) -> Sequence[Blob]:
+    def _collect(self, dry_run: bool, fetched: bool) -> Sequence[Blob]:
         now = self._clock.now()
         live = self._ledger.live(now)
         dead = {blob.digest: blob for blob in self._all() if blob.digest not in live}
@@ -181,6 +211,8 @@ class LocalContent:
             gone = self._ledger.sweep(digests[start : start + SWEEP_BLOBS], now, self._unlink)
             removed += [dead[digest] for digest in gone]
         for path in self._uploads.stale(machine.now() - UPLOAD_LIFE_S):
+            path.unlink(missing_ok=True)
+        for path in self._uploads.named() if fetched else ():
             path.unlink(missing_ok=True)
         return removed
 
@@ -253,3 +285,19 @@ def _sync(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _inspect(path: Path, digest: Digest) -> tuple[int, bool]:
+    """Read a file; say how many bytes it has, -1 when it is missing, and whether they have the digest."""
+    state = hasher(algorithm_of(digest))
+    size = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while data := file.read(2 * CHUNK_BYTES):
+                state.update(data)
+                size += len(data)
+    except FileNotFoundError:
+        return -1, False
+    except OSError:
+        return size, False
+    return size, state.hexdigest() == digest.partition(":")[2]

@@ -213,6 +213,13 @@ def parse_platform(text: str) -> Platform:
     return Platform(architecture, parts[0], parts[2] if len(parts) > 2 else "")
 
 
+def fits(has: Platform, wanted: Platform) -> bool:
+    """Say whether an image for one platform is what was asked for; without a variant any will do."""
+    if (has.os, has.architecture) != (wanted.os, wanted.architecture):
+        return False
+    return not wanted.variant or _variant_rank(has, wanted) < 2
+
+
 def choose(index: Index, wanted: Platform) -> Descriptor:
     """Pick the manifest for a platform: the exact variant first, then any. Raises NotFound that lists what there is."""
     fitting = [
@@ -226,7 +233,9 @@ def choose(index: Index, wanted: Platform) -> Descriptor:
     offered = sorted(
         {str(child.platform) for child in index.manifests if child.platform and child.platform.os != "unknown"}
     )
-    raise NotFound(f"no image for {wanted}; the index offers {', '.join(offered) or 'nothing'}")
+    raise NotFound(
+        f"no matching manifest for {wanted} in the manifest list entries: it has {', '.join(offered) or 'nothing'}"
+    )
 
 
 def encode(document: msgspec.Struct | Mapping[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wherry.content.digests import hasher
+from wherry.content.inflate import HEAD_BYTES, compression_of, pieces
 from wherry.content.oci import OCI_LAYER, OCI_LAYER_GZIP
 from wherry.content.protocol import Content, Digest
 from wherry.content.tarwrite import END, Entry, header, padding
@@ -70,6 +71,34 @@ async def write_layer(content: Content, entries: Iterable[Entry], *, lease: str,
         await writer.abort()
     media_type = OCI_LAYER_GZIP if compress else OCI_LAYER
     return Layer(blob.digest, f"sha256:{plain.hexdigest()}", blob.size_bytes, total, media_type)
+
+
+async def as_layer(content: Content, digest: Digest, *, lease: str) -> tuple[Digest, str]:
+    """Make a layer of a tar that is in the store: (blob, diff id). By bzip2 or xz no layer can be, so that becomes gzip.
+
+    Raises Damaged.
+    """
+    fd = os.open(content.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        keeps = compression_of(os.pread(fd, HEAD_BYTES, 0)) not in ("bzip2", "xz")
+        plain = hasher()
+        parts = pieces(fd, name="archive")
+        if keeps:
+            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                await asyncio.to_thread(plain.update, part)
+            return digest, f"sha256:{plain.hexdigest()}"
+        squeeze = _Gzip()
+        writer = await content.ingest(lease=lease)
+        try:
+            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                plain.update(part)
+                await writer.write(await asyncio.to_thread(squeeze.add, part))
+            await writer.write(squeeze.end())
+            return (await writer.commit()).digest, f"sha256:{plain.hexdigest()}"
+        finally:
+            await writer.abort()
+    finally:
+        os.close(fd)
 
 
 async def pack_directory(content: Content, root: Path, *, lease: str, mtime: int | None = None) -> Layer:

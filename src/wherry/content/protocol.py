@@ -30,8 +30,26 @@ class Writer(Protocol):
         """How many bytes it has."""
         ...
 
+    @property
+    def path(self) -> Path:
+        """Its file, whose first `written` bytes are there."""
+        ...
+
+    @property
+    def written(self) -> int:
+        """How many of its bytes have reached its file."""
+        ...
+
     async def write(self, data: bytes | memoryview) -> None:
         """Append."""
+        ...
+
+    async def flush(self) -> None:
+        """Have all that was written reach the file."""
+        ...
+
+    async def restart(self) -> None:
+        """Throw its bytes away, and begin again in a file of its own."""
         ...
 
     async def commit(self, digest: Digest | None = None, *, lease: str = "") -> Blob:
@@ -44,6 +62,22 @@ class Writer(Protocol):
 
     async def close(self) -> None:
         """Let go of the file; the bytes stay for `resume`."""
+        ...
+
+
+class Readable(Protocol):
+    """What can be copied from: blobs by digest."""
+
+    async def stat(self, digest: Digest) -> Blob | None:
+        """Find a blob."""
+        ...
+
+    async def read(self, digest: Digest, *, limit: int = 8 * 1024 * 1024) -> bytes:
+        """Read a small blob whole. Raises NotFound, TooLarge over `limit`, Damaged when it does not match."""
+        ...
+
+    def stream(self, digest: Digest, *, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+        """Yield its bytes from `start` to before `stop`. Raises NotFound."""
         ...
 
 
@@ -83,6 +117,13 @@ class Content(Protocol):
         """Go on with an upload. Raises NotFound."""
         ...
 
+    async def take_up(self, name: str, *, lease: str) -> Writer:
+        """Go on with the upload called `name` (letters and digits) where it was left, also by another process; else begin it.
+
+        Raises Conflict while another writes it.
+        """
+        ...
+
     async def put(self, data: bytes, *, lease: str = "", digest: Digest | None = None) -> Blob:
         """Store a small blob in one go."""
         ...
@@ -111,6 +152,9 @@ class Content(Protocol):
         """End it; nothing if it is over."""
         ...
 
-    async def collect(self, *, dry_run: bool = False) -> Sequence[Blob]:
-        """Remove (or, dry, list) every blob that nobody holds and no lease covers; and uploads left for a day."""
+    async def collect(self, *, dry_run: bool = False, fetched: bool = False) -> Sequence[Blob]:
+        """Remove (or, dry, list) every blob that nobody holds and no lease covers; and uploads left for a day.
+
+        With `fetched` also, at once, what `take_up` began and nobody writes.
+        """
         ...

@@ -4,6 +4,7 @@ Plain HTTP and unix sockets go by our own client, which costs nothing to import;
 Sources: OCI distribution-spec 1.1; Docker registry "Token Authentication Specification".
 """
 
+import asyncio
 import base64
 import ipaddress
 import random
@@ -40,6 +41,8 @@ READ_S = 60.0
 ATTEMPTS = 5
 BACK_OFF_S = 0.5
 HOPS_MAX = 5
+PAGES_MAX = 1000
+_NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 _CHALLENGE = re.compile(r'([a-zA-Z]+)="([^"]*)"')
 
 Body = bytes | Callable[[], AsyncIterator[bytes]]
@@ -115,8 +118,22 @@ class Remote:
     """
 
     def __init__(
-        self, endpoint: str, *, credentials: Credentials | None = None, tls: ssl.SSLContext | None = None
+        self,
+        endpoint: str,
+        *,
+        credentials: Credentials | None = None,
+        tls: ssl.SSLContext | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        api: str = "/v2",
+        namespace: str = "",
     ) -> None:
+        """`headers` go with each request to its own origin; `api` is where its paths begin; `namespace` the registry that
+        a mirror is asked in place of (`?ns=`).
+        """
+        self._headers = dict(headers)
+        self._api = api.rstrip("/")
+        self._namespace = namespace
+        self._asking = asyncio.Lock()
         self.endpoint = endpoint.rstrip("/")
         self._credentials = credentials
         self._tls = tls
@@ -140,7 +157,7 @@ class Remote:
         """Read a manifest or an index; return its bytes and media type. Raises NotFound, TooLarge."""
         answer = await self.send(
             "GET",
-            f"/v2/{repository}/manifests/{reference}",
+            f"{self._api}/{repository}/manifests/{reference}",
             scope=f"repository:{repository}:pull",
             headers={"Accept": ", ".join(DOCUMENT_TYPES)},
         )
@@ -154,12 +171,31 @@ class Remote:
             await answer.close()
         return data, answer.headers.get("content-type", "").partition(";")[0].strip()
 
+    async def tags(self, repository: str) -> Sequence[str]:
+        """List the tags of a repository, page by page. Raises NotFound."""
+        found: list[str] = []
+        target = f"{self._api}/{repository}/tags/list"
+        for _ in range(PAGES_MAX):
+            answer = await self.send("GET", target, scope=f"repository:{repository}:pull", headers={})
+            try:
+                page = msgspec.json.decode(await answer.read(), type=dict[str, Any]).get("tags") or []
+                found += [str(tag) for tag in page]
+            except (msgspec.MsgspecError, TypeError):
+                raise Damaged(f"{self.endpoint}: its list of the tags of {repository} cannot be read") from None
+            link = _NEXT.search(answer.headers.get("link", ""))
+            if link is None or _origin(urljoin(self._base + "/", link[1])) != _origin(self._base):
+                break
+            target = link[1]
+        return found
+
     async def exists(self, repository: str, kind: str, reference: str) -> bool:
         """Say whether it has a blob or manifest; `kind` is "blobs" or "manifests"."""
         scope = f"repository:{repository}:pull,push"
         headers = {"Accept": ", ".join(DOCUMENT_TYPES)} if kind == "manifests" else {}
         try:
-            answer = await self.send("HEAD", f"/v2/{repository}/{kind}/{reference}", scope=scope, headers=headers)
+            answer = await self.send(
+                "HEAD", f"{self._api}/{repository}/{kind}/{reference}", scope=scope, headers=headers
+            )
         except NotFound:
             return False
         await answer.close()
@@ -169,13 +205,13 @@ class Remote:
         """Begin to read a blob, from `start` if the registry can (206, else 200 from the beginning)."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         scope = f"repository:{repository}:pull"
-        return await self.send("GET", f"/v2/{repository}/blobs/{digest}", scope=scope, headers=headers)
+        return await self.send("GET", f"{self._api}/{repository}/blobs/{digest}", scope=scope, headers=headers)
 
     async def begin_upload(self, repository: str, digest: Digest, mount_from: str = "") -> str:
         """Begin an upload; return its URL, or "" when the registry could take the blob from another repository."""
         query = {"mount": digest, **({"from": mount_from} if mount_from else {})}
         scopes = f"repository:{repository}:pull,push" + (f" repository:{mount_from}:pull" if mount_from else "")
-        path = f"/v2/{repository}/blobs/uploads/?{urlencode(query)}"
+        path = f"{self._api}/{repository}/blobs/uploads/?{urlencode(query)}"
         answer = await self.send("POST", path, scope=scopes, headers={"Content-Length": "0"})
         await answer.close()
         if answer.status == 201:
@@ -198,12 +234,47 @@ class Remote:
         )
         await answer.close()
 
+    async def append(self, repository: str, location: str, start: int, stop: int, body: Body) -> str:
+        """Send the bytes from `start` to before `stop` of a blob to an upload; return its next URL."""
+        answer = await self.send(
+            "PATCH",
+            location,
+            scope=f"repository:{repository}:pull,push",
+            headers={
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(stop - start),
+                **({"Content-Range": f"{start}-{stop - 1}"} if start else {}),
+            },
+            body=body,
+            attempts=1,
+        )
+        await answer.close()
+        return answer.headers.get("location", "") or location
+
+    async def finish(self, repository: str, location: str, digest: Digest) -> None:
+        """End an upload whose bytes have all been sent."""
+        await self.upload(repository, location, digest, 0, b"")
+
+    async def upload_state(self, repository: str, location: str) -> tuple[str, int]:
+        """Ask how far an upload is: its URL, and how many bytes it has. Raises NotFound when it is gone."""
+        answer = await self.send("GET", location, scope=f"repository:{repository}:pull,push", headers={})
+        await answer.close()
+        first, _, last = answer.headers.get("range", "").removeprefix("bytes=").partition("-")
+        if first != "0" or not last.isdigit():
+            raise NotFound(f"{self.endpoint}: it does not say how far an upload to {repository} is")
+        have = int(last) + 1 if int(last) else 0
+        return answer.headers.get("location", "") or location, have
+
     async def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
         """Store a manifest by tag or digest."""
-        path = f"/v2/{repository}/manifests/{reference}"
+        path = f"{self._api}/{repository}/manifests/{reference}"
         headers = {"Content-Type": media_type, "Content-Length": str(len(data))}
         answer = await self.send("PUT", path, scope=f"repository:{repository}:pull,push", headers=headers, body=data)
         await answer.close()
+
+    def has_authorized(self, scope: str) -> bool:
+        """Whether the registry has asked who we are, and been told, for this scope."""
+        return scope in self._authorization
 
     async def send(
         self,
@@ -220,10 +291,13 @@ class Remote:
         Raises the WherryError that a bad status means, with the registry's own words; Unavailable when nobody answers.
         """
         url = urljoin(self._base + "/", target)
+        if self._namespace:
+            url += f"{'&' if '?' in url else '?'}{urlencode({'ns': self._namespace})}"
         failure: WherryError | None = None
         asked = False
         attempt = 0
         while attempt < attempts:
+            before = self._authorization.get(scope)
             try:
                 answer = await self._follow(method, url, dict(headers), scope, body)
             except (OSError, TimeoutError, Damaged, Unavailable) as error:
@@ -231,7 +305,7 @@ class Remote:
             else:
                 if 200 <= answer.status < 300:
                     return answer
-                if answer.status == 401 and not asked and await self._authenticate(answer, scope):
+                if answer.status == 401 and not asked and await self._again(answer, scope, before):
                     asked = True
                     continue
                 failure = await self._refusal(answer, method, url)
@@ -246,7 +320,7 @@ class Remote:
         """Send, and follow redirects of reads; our credentials stay with the registry's own origin."""
         for _ in range(HOPS_MAX):
             own = _origin(url) == _origin(self._base)
-            sent = dict(headers)
+            sent = {**(self._headers if own else {}), **headers}
             if own and scope in self._authorization:
                 sent["Authorization"] = self._authorization[scope]
             answer = await self._one(method, url, sent, body)
@@ -300,6 +374,14 @@ class Remote:
             raise Unavailable(_words(error)) from error
         return _AiohttpAnswer(answer)
 
+    async def _again(self, answer: Answer, scope: str, before: str | None) -> bool:
+        """After a 401: have a new authorization; of several requests that were refused at once, one asks for it."""
+        async with self._asking:
+            if self._authorization.get(scope) != before:
+                await answer.close()
+                return True
+            return await self._authenticate(answer, scope)
+
     async def _authenticate(self, answer: Answer, scope: str) -> bool:
         """Get what a 401 asks for; False when we have nothing to offer."""
         challenge = answer.headers.get("www-authenticate", "")
@@ -324,7 +406,7 @@ class Remote:
             raise Unauthorized(
                 f"{self.endpoint}: its tokens come from {realm!r}, which is not https: nothing is sent there"
             )
-        query = [("service", fields.get("service", "")), *(("scope", one) for one in scope.split(" "))]
+        query = [("service", fields.get("service", "")), *(("scope", one) for one in scope.split())]
         mine = self._credentials
         headers: dict[str, str] = {}
         if mine and mine.identity_token:

@@ -8,12 +8,16 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from itertools import accumulate
 
 from wherry.errors import Invalid
 
 HOPS_MAX = 40
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CACHE = 96
+_CACHE = 256
+"""Directories kept open: entries come in the order of a tree, so the next one's directory, or one above it, is among them."""
+_DEEP = 64
+"""Of a path of more directories none but the last is kept open: the others' descriptors stay good meanwhile."""
 
 
 class Rooted:
@@ -31,16 +35,20 @@ class Rooted:
 
     def close(self) -> None:
         """Close every directory but the root."""
-        for fd, _ in self._cache.values():
-            if fd != self._root:
-                os.close(fd)
+        for found in self._cache.values():
+            self._close(found)
         self._cache.clear()
         self._stale = False
+
+    def _close(self, found: tuple[int, str]) -> None:
+        if found[0] != self._root:
+            os.close(found[0])
 
     def place(self, path: str) -> tuple[int, str, str]:
         """Find where `path` goes: (its directory, its name, its directory's real path); directories are made as needed.
 
-        The last part is not followed; name "" means the root itself. Raises Invalid for a path with `..` in it.
+        The last part is not followed; name "" means the root itself. The descriptor is good until the call after the
+        next one, or until the next one after `remove`. Raises Invalid for a path with `..` in it.
         """
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if ".." in parts:
@@ -49,14 +57,13 @@ class Rooted:
             return self._root, "", ""
         if self._stale:
             self.close()
-        head = "/".join(parts[:-1])
-        found = self._cache.get(head)
-        if found is None:
-            found = self._walk(parts[:-1], path) if head else (self._root, "")
-            if len(self._cache) >= _CACHE:
-                self.close()
-            self._cache[head] = found
-        return found[0], parts[-1], found[1]
+        name = parts.pop()
+        if not parts:
+            return self._root, name, ""
+        head = "/".join(parts)
+        found = self._cache.get(head) or self._down(parts) or self._walk(parts, path)
+        self._keep(head, found)
+        return found[0], name, found[1]
 
     def remove(self, parent: int, name: str) -> None:
         """Remove whatever is there, directories with all that is in them."""
@@ -67,6 +74,36 @@ class Rooted:
             plain = False
             shutil.rmtree(name, dir_fd=parent)
         self._stale = self._stale or not plain  # cached paths may have gone through the link or the directory
+
+    def _down(self, parts: list[str]) -> tuple[int, str] | None:
+        """Go down from the nearest directory that is open, and keep those on the way open; None where there is a link."""
+        if len(parts) > _DEEP:
+            return None
+        heads = list(accumulate(parts, "{}/{}".format))
+        at = len(heads)
+        while at and heads[at - 1] not in self._cache:
+            at -= 1
+        fd, real = self._cache[heads[at - 1]] if at else (self._root, "")
+        for head, part in zip(heads[at:], parts[at:], strict=True):
+            try:
+                try:
+                    deeper = os.open(part, _DIRECTORY, dir_fd=fd)
+                except FileNotFoundError:
+                    self._make(fd, part, real)
+                    deeper = os.open(part, _DIRECTORY, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                return None  # it may lead up again: `_walk` follows it from the root
+            fd, real = deeper, f"{real}/{part}" if real else part
+            self._keep(head, (fd, real))
+        return fd, real
+
+    def _keep(self, head: str, found: tuple[int, str]) -> None:
+        """Have it in the cache as what was used last."""
+        if self._cache.pop(head, None) is None and len(self._cache) >= _CACHE:
+            self._close(self._cache.pop(next(iter(self._cache))))
+        self._cache[head] = found
 
     def _walk(self, parts: list[str], path: str) -> tuple[int, str]:
         waiting = list(reversed(parts))

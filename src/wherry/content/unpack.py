@@ -9,14 +9,14 @@ Filesystem".
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wherry.content.digests import hasher
-from wherry.content.inflate import pieces
+from wherry.content.inflate import Read, pieces
 from wherry.content.rooted import Rooted
 from wherry.content.tars import Member, Tar
 from wherry.errors import Broken, Invalid, TooLarge
@@ -28,9 +28,14 @@ TAR_MAX_BYTES = 256 * 1024**3
 """More than any real layer; a bomb stops here at the latest (the disk's own quota comes earlier)."""
 ID_END = 2**32 - 1
 DEVICE_END = 2**20
-TIME_END = 2.0**34
+TIME_END_NS = 2**34 * 10**9
 """What ext4 can write: the year 2446. A later time is a mistake of who packed, and harmless."""
+HOLE_BYTES = 64 * 1024
+"""So many zeros in a file become a hole: gigabytes of zeros, which compress to nothing, cost no disk either."""
+HEADROOM_BYTES = 32 * 1024 * 1024
+"""What unpacking leaves free on the disk: a bomb does not take the last of it from everybody else."""
 _AHEAD = 4
+_ZEROS = bytes(HOLE_BYTES)
 
 
 @dataclass(slots=True)
@@ -69,12 +74,15 @@ def extract(
     below: str = "",
     owner: tuple[int, int] | None = None,
     keep_kinds: bool = False,
+    outside: Callable[[int], int] | None = None,
+    read: Read | None = None,
 ) -> Unpacked:
     """Unpack the open file below the open directory. Opaque directories are listed, not marked.
 
     With `layer` False it is a plain archive: `.wh.` is a name like any other, and devices are refused. `below`: the path
     beneath `root` that the entries are of. `owner` takes the place of the owners in the archive. With `keep_kinds` a
-    directory gives way to nothing else, nor anything else to a directory: that is Invalid then.
+    directory gives way to nothing else, nor anything else to a directory: that is Invalid then. `outside` says what an owner is
+    in the file system, where that shows owners shifted; it may raise. `read` gives the bytes in place of `source`.
     """
     state = hasher()
     total = 0
@@ -89,6 +97,8 @@ def extract(
             total += len(piece)
             if total > TAR_MAX_BYTES:
                 raise TooLarge(f"{name}: more than {TAR_MAX_BYTES} bytes when unpacked")
+            if total // HEADROOM_BYTES != (total - len(piece)) // HEADROOM_BYTES:
+                _check_headroom(root, name)
             pending.append(pool.submit(state.update, piece))
             if len(pending) > _AHEAD:
                 pending.popleft().result()
@@ -97,8 +107,8 @@ def extract(
             pending.popleft().result()
 
     with ThreadPoolExecutor(1, "inflate") as inflater, ThreadPoolExecutor(1, "digest") as digester:
-        tar = Tar(hashed(pieces(source, name=name), digester), name=name)
-        work = _Extraction(root, name, owners, layer, keep_kinds)
+        tar = Tar(hashed(pieces(source, name=name, read=read), digester), name=name)
+        work = _Extraction(root, name, owners, layer, keep_kinds, outside(0) if outside is not None else 0)
         try:
             count = 0
             for member in tar:
@@ -107,6 +117,8 @@ def extract(
                     member.link = f"{below}/{member.link}" if member.kind == "link" else member.link
                 if owner is not None:
                     member.uid, member.gid = owner
+                if outside is not None:
+                    member.uid, member.gid = outside(member.uid), outside(member.gid)
                 work.add(member, tar)
                 count += 1
             tar.drain()
@@ -136,8 +148,56 @@ def mark_opaque(root: int, paths: list[str]) -> None:
             os.close(fd)
 
 
+def _check_headroom(root: int, name: str) -> None:
+    disk = os.fstatvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    if free < HEADROOM_BYTES:
+        raise Broken(f"{name}: no space left on device: {free >> 20} MiB are free; prune images, or make room")
+
+
+def _fill(fd: int, member: Member, tar: Tar) -> None:
+    """Write a file's bytes, with holes where it says so and where it has long runs of zeros."""
+    if member.pieces is None:
+        if _write(fd, tar.data()):
+            os.ftruncate(fd, member.size)
+        return
+    data = tar.data()
+    part = memoryview(b"")
+    for offset, length in member.pieces:
+        while length:
+            part = part or next(data)
+            written = os.pwrite(fd, part[:length], offset)
+            part, offset, length = part[written:], offset + written, length - written
+    os.ftruncate(fd, member.real_size)
+
+
+def _write(fd: int, parts: Iterator[memoryview]) -> bool:
+    """Write parts one after the other; say whether the last of it became a hole."""
+    hole = False
+    for part in parts:
+        while part:
+            length = _plain_length(part)
+            hole = not length
+            if hole:
+                os.lseek(fd, HOLE_BYTES, os.SEEK_CUR)
+                part = part[HOLE_BYTES:]
+                continue
+            part = part[os.write(fd, part[:length]) :]
+    return hole
+
+
+def _plain_length(part: memoryview) -> int:
+    """Count the bytes before the first window of zeros; 0 when it begins with one."""
+    for start in range(0, len(part), HOLE_BYTES):
+        window = part[start : start + HOLE_BYTES]
+        if len(window) == HOLE_BYTES and window[0] == 0 == window[-1] and bytes(window) == _ZEROS:
+            return start
+    return len(part)
+
+
 class _Extraction:
-    def __init__(self, root: int, name: str, owners: bool, layer: bool, keep_kinds: bool) -> None:
+    def __init__(self, root: int, name: str, owners: bool, layer: bool, keep_kinds: bool, first: int) -> None:
+        self._first = first
         self._keep_kinds = keep_kinds
         self._root = root
         self._name = name
@@ -154,7 +214,7 @@ class _Extraction:
             raise Invalid(f"{self._name}: {member.path!r} has numbers that no file can have ({numbers})")
         if not member.link and member.kind in ("symlink", "link"):
             raise Invalid(f"{self._name}: {member.path!r} is a link to nothing")
-        member.mtime = min(max(member.mtime, 0.0), TIME_END)
+        member.mtime_ns = min(max(member.mtime_ns, 0), TIME_END_NS)
         parent, name, real = self._rooted.place(member.path)
         path = f"{real}/{name}" if real else name
         if not name:
@@ -198,15 +258,14 @@ class _Extraction:
                     name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
                 )
                 try:
-                    for part in tar.data():
-                        while part:
-                            part = part[os.write(fd, part) :]
+                    _fill(fd, member, tar)
                     self._settle(fd, member)
                 finally:
                     os.close(fd)
                 return
             case "link":
                 source, source_name, _ = self._rooted.place(member.link)
+                parent, name, _ = self._rooted.place(member.path)  # again: what was open may have been closed
                 try:
                     os.link(source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
                 except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -230,7 +289,7 @@ class _Extraction:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
         if member.kind != "symlink":
             os.chmod(name, member.mode, dir_fd=parent)
-        os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
+        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _check_kind(self, parent: int, name: str, member: Member) -> None:
         with suppress(FileNotFoundError):
@@ -270,12 +329,12 @@ class _Extraction:
                 with suppress(OSError):  # a file system without attributes keeps the file all the same
                     os.setxattr(fd, key, value)
         os.fchmod(fd, member.mode)
-        os.utime(fd, (member.mtime, member.mtime))
+        os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
 
     def _made(self, parent: int, name: str, path: str) -> None:
         """A directory that the layer does not list: root's, as other unpackers make it."""
         if self._owners:
-            os.chown(name, 0, 0, dir_fd=parent, follow_symlinks=False)
+            os.chown(name, self._first, self._first, dir_fd=parent, follow_symlinks=False)
         if path in self._rooted.uncovered:
             self.opaque.add(path)
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from wherry import errors
 from wherry.content import inflate
 from wherry.content.unpack import Unpacked, extract, mark_opaque
-from wherry.errors import Broken, WherryError
+from wherry.errors import Broken, Damaged, WherryError
 from wherry.host import kernel
 
 NOBODY = 65534
 UNPACK_S = 1800.0
+_WHOLE = 1 << 63
 _KEPT = (0, 1, 3, 4, 27, 31)
 """CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD, CAP_SETFCAP. Source: linux/capability.h."""
-_ENTRY = "import sys; sys.path[:0] = sys.argv[5:]; from wherry.content.unpack_child import main; main()"
+_ENTRY = "import sys; sys.path[:0] = sys.argv[6:]; from wherry.content.unpack_child import main; main()"
 
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 24, 8, 38
 _SYS = {"x86_64": (157, 126), "aarch64": (167, 91)}
@@ -30,11 +31,12 @@ _CLONE_NEWNET, _CLONE_NEWIPC, _CLONE_NEWUTS = 0x40000000, 0x08000000, 0x04000000
 
 
 async def unpack(
-    blob: Path, target: Path, *, name: str = "layer", layer: bool = True, timeout_s: float = UNPACK_S
+    blob: Path, target: Path, *, name: str = "layer", layer: bool = True, timeout_s: float = UNPACK_S, feed: int = -1
 ) -> Unpacked:
     """Unpack a layer file into the directory `target` in a confined child; opaque marks are set when it has ended.
 
-    `layer` False takes a plain archive (a build context): no whiteouts, no owners, no devices.
+    `layer` False takes a plain archive (a build context): no whiteouts, no owners, no devices. `feed` is the end to read
+    of a pipe that tells how much of a file that still grows is there (see `told`).
 
     Raises Invalid, Damaged or Unsupported for the layer, Broken for the disk, DeadlineExceeded. What a failure leaves
     in `target` is the caller's to remove.
@@ -53,9 +55,11 @@ async def unpack(
             str(root),
             name,
             "layer" if layer else "",
+            str(feed),
             *_import_paths(),
         ]
-        done = await spawn.plain.run(argv, timeout_s=timeout_s, pass_fds=(source, root), env={}, limit_bytes=64 << 20)
+        fds = (source, root, *([feed] if feed >= 0 else []))
+        done = await spawn.plain.run(argv, timeout_s=timeout_s, pass_fds=fds, env={}, limit_bytes=64 << 20)
         unpacked = _answer(done.out, done.err, done.code, name)
         mark_opaque(root, unpacked.opaque)
         return unpacked
@@ -65,19 +69,53 @@ async def unpack(
 
 
 def main() -> None:
-    """Be the child: argv is the entry, the layer's descriptor, the target's, a name, "layer" or "", import paths."""
+    """Be the child: argv is the entry, the layer's descriptor, the target's, a name, "layer" or "", the feed, import paths."""
     source, root, name, layer = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], bool(sys.argv[4])
+    feed = int(sys.argv[5])
     answer: Mapping[str, object]
     try:
         inflate.prepare(source)
         is_root = os.geteuid() == 0
         if is_root:
             confine(root)
-        done = extract(source, root, name=name, owners=is_root and layer, layer=layer)
+        read = Growing(source, feed, name).read if feed >= 0 else None
+        done = extract(source, root, name=name, owners=is_root and layer, layer=layer, read=read)
         answer = {"diff_id": done.diff_id, "size": done.size_bytes, "entries": done.entries, "opaque": done.opaque}
     except WherryError as error:
         answer = {"error": type(error).__name__, "message": error.message}
     json.dump(answer, sys.stdout)
+
+
+def told(size_bytes: int, *, whole: bool) -> bytes:
+    """What goes into a feed: so many bytes are in the file, and whether that is all of it."""
+    return (size_bytes | (_WHOLE if whole else 0)).to_bytes(8, "little")
+
+
+class Growing:
+    """A file that somebody else still writes, read as far as its feed says."""
+
+    def __init__(self, source: int, feed: int, name: str) -> None:
+        self._source = source
+        self._feed = feed
+        self._name = name
+        self._position = self._have = 0
+        self._is_whole = False
+
+    def read(self, most: int) -> bytes:
+        """Give the next bytes, once they are there; b"" at the end. Raises Damaged when the feed ends before."""
+        while self._position >= self._have:
+            if self._is_whole:
+                return b""
+            words = os.read(self._feed, 4096)
+            if not words:
+                raise Damaged(f"{self._name}: it stopped coming after {self._have} bytes")
+            for start in range(0, len(words), 8):
+                word = int.from_bytes(words[start : start + 8], "little")
+                self._have = max(self._have, word & ~_WHOLE)
+                self._is_whole = self._is_whole or bool(word & _WHOLE)
+        data = os.pread(self._source, min(most, self._have - self._position), self._position)
+        self._position += len(data)
+        return data
 
 
 def confine(root: int) -> None:

@@ -4,15 +4,19 @@ Most nodes never build: the builder is imported and opened at the first build, o
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wherry.clock import Clock
 from wherry.content.protocol import Content
 from wherry.doors.docker.builds import BuildOptions
+from wherry.doors.docker.cache import Cached
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import Image
+from wherry.errors import NotFound
 
 if TYPE_CHECKING:
     from wherry.builder.progress import BuildEvent
@@ -66,8 +70,12 @@ class TarBuild:
     ) -> Image | None:
         """Build; see doors.docker.builds.Build."""
         builder = await self._opened()
+        from wherry.builder.exchange import parse_place
+        from wherry.builder.running import Surroundings
         from wherry.builder.service import Wanted
         from wherry.builder.squeezing import parse_compression
+        from wherry.builder.wanted import Attest
+        from wherry.content.oci import parse_platform
 
         wanted = Wanted(
             tags=tags,
@@ -81,23 +89,69 @@ class TarBuild:
             contexts={name: _context(place) for name, place in options.contexts.items()},
             secrets=options.secrets,
             network=options.network,
-            cache_from=[Path(place) for place in options.cache_from],
-            cache_to=Path(options.cache_to) if options.cache_to else None,
+            agents=options.agents,
+            platforms=[parse_platform(text) for text in options.platforms],
+            cache_from=[parse_place(text, "cache-from") for text in options.cache_from],
+            cache_to=[parse_place(text, "cache-to") for text in options.cache_to],
+            alike=await self._here(options.alike),
+            attest=Attest(
+                options.sbom, options.provenance, options.provenance_version or "v0.2", options.builder_id
+            ),
+            allow=frozenset(options.allow),
+            auths=options.auths,
             compression=parse_compression(options.compression, options.compression_level)
             if options.compression
             else None,
+            around=Surroundings(options.networks, options.hosts, options.shm_bytes, options.limits, options.ulimits),
         )
 
         def tell(event: "BuildEvent") -> None:
-            text = words_of(event)
+            text = json_of(event) if options.events else words_of(event)
             if text:
                 say(text)
 
+        source = options.remote or (Path(options.directory) if options.directory else context)
         if options.check:
-            found = await builder.check(context, dockerfile, wanted=wanted)
+            found = await builder.check(source, dockerfile, wanted=wanted)
             say("".join(f"{text}\n" for text in found) or "no warnings\n")
             return None
-        return await builder.build(context, dockerfile, wanted=wanted, progress=tell)
+        return await builder.build(source, dockerfile, wanted=wanted, progress=tell)
+
+    async def _here(self, names: Sequence[str]) -> list[str]:
+        """Those of some images that are here; docker passes over the others, too."""
+        found: list[str] = []
+        for name in names:
+            with suppress(NotFound):
+                found.append((await self._engine.image(name)).id)
+        return found
+
+    async def cached(self) -> Sequence[Cached]:
+        """List what builds keep; see doors.docker.cache.BuildCache."""
+        if not self._root.exists():
+            return []
+        layers, mounts = await (await self._opened()).cached()
+        of_images = {layer for image in await self._engine.images() for layer in image.layers}
+        return [
+            *(
+                Cached(
+                    each.key,
+                    "regular",
+                    each.size_bytes,
+                    each.created,
+                    each.used,
+                    shared=bool({each.digest, each.diff_id} & of_images),
+                )
+                for each in layers
+            ),
+            *(Cached(name, "exec.cachemount", size, used, used, shared=False) for name, size, used in mounts),
+        ]
+
+    async def forget(self, ids: Sequence[str]) -> Sequence[str]:
+        """Let go of some of it; see doors.docker.cache.BuildCache."""
+        gone = await (await self._opened()).forget(ids) if ids else []
+        await self._content.collect()
+        await self._engine.collect()
+        return gone
 
     async def rootfs(self, name: str) -> AsyncIterator[bytes]:
         """Yield an image's files as a tar."""
@@ -112,6 +166,13 @@ def _context(place: str) -> "Path | str":
     return Path(place) if place.startswith("/") else place
 
 
+def json_of(event: "BuildEvent") -> str:
+    """A piece of news as JSON, a line."""
+    import msgspec
+
+    return msgspec.json.encode({key: value for key, value in asdict(event).items() if value}).decode() + "\n"
+
+
 def words_of(event: "BuildEvent") -> str:
     """A piece of news as docker's classic builder says it."""
     match event.kind:
@@ -120,7 +181,7 @@ def words_of(event: "BuildEvent") -> str:
         case "cached":
             return " ---> Using cache\n"
         case "output":
-            return event.text
+            return f"\x1b[91m{event.text}\x1b[0m" if event.stream == "stderr" else event.text
         case "warning":
             return f"warning: {event.text}\n"
         case _:

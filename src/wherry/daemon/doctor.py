@@ -6,35 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
+from wherry.daemon import doctor_network
+from wherry.daemon.findings import Check, Finding, Grade
 from wherry.daemon.instance import Instance, reachable_by, unprivileged_uid
-
-
-class Grade(Enum):
-    """How a check ended. A WARN lets wherry run with less; a FAIL means that real containers cannot run."""
-
-    PASS = "PASS"
-    WARN = "WARN"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: `seen` is what is there, `why` what hangs on it, `fix` the command that mends it ("" for a PASS)."""
-
-    name: str
-    grade: Grade
-    seen: str
-    why: str = ""
-    fix: str = ""
-
-
-Check = Callable[[Instance], Finding]
 
 
 def _read(path: str) -> str:
@@ -143,48 +121,6 @@ def cgroups(instance: Instance) -> Finding:
     return Finding("cgroups", Grade.PASS, kind)
 
 
-def forwarding(instance: Instance) -> Finding:
-    """Other tools' forward policy."""
-    if os.geteuid() != 0 or shutil.which("nft") is None:
-        return Finding("forwarding", Grade.PASS, "not looked at (needs root and nft)")
-    done = subprocess.run(["nft", "list", "chains"], capture_output=True, text=True, timeout=10, check=False)
-    table, hostile = "", []
-    for line in done.stdout.splitlines():
-        if line.startswith("table "):
-            table = line.removesuffix("{").strip()
-        if "hook forward" in line and "policy drop" in line and "wherry" not in table:
-            hostile.append(table)
-    has_place = "DOCKER-USER" in done.stdout
-    others = [name for name in hostile if not (has_place and "filter" in name)]
-    if others:
-        return Finding(
-            "forwarding", Grade.WARN, f"forward policy drop in {', '.join(others)}",
-            "another table's drop cannot be overruled from ours: pods reach neither each other nor the outside",
-            "firewalld: firewall-cmd --zone=trusted --add-source=10.64.0.0/10; ufw: ufw route allow from 10.64.0.0/10",
-        )  # fmt: skip
-    return Finding("forwarding", Grade.PASS, "no forward policy stands in the way")
-
-
-def resolvers(instance: Instance) -> Finding:
-    """Upstream resolvers beyond a loopback stub."""
-
-    def servers(path: str) -> list[str]:
-        return re.findall(r"^nameserver\s+(\S+)", _read(path), re.M)
-
-    here = servers("/etc/resolv.conf")
-    useful = [each for each in here if not each.startswith("127.") and each != "::1"]
-    if useful:
-        return Finding("dns", Grade.PASS, f"upstream resolvers {', '.join(useful)}")
-    behind = servers("/run/systemd/resolve/resolv.conf")
-    if behind:
-        return Finding("dns", Grade.PASS, f"upstream resolvers {', '.join(behind)} behind a loopback stub")
-    return Finding(
-        "dns", Grade.WARN, f"only loopback resolvers ({', '.join(here) or 'none'})",
-        "containers cannot ask a resolver on the machine's loopback: names outside the cluster do not resolve",
-        "put a nameserver that is no loopback address into /etc/resolv.conf",
-    )  # fmt: skip
-
-
 def _limit(name: str, path: str, least: int, why: str) -> Check:
     def check(instance: Instance) -> Finding:
         text = _read(path)
@@ -256,10 +192,13 @@ CHECKS: Sequence[Check] = (
     seccomp,
     overlay,
     cgroups,
-    forwarding,
-    resolvers,
+    doctor_network.forwarding,
+    doctor_network.firewalls,
+    doctor_network.own_rules,
+    doctor_network.resolvers,
     loopback,
     run_directory,
+    doctor_network.group,
     disk,
     _limit("inotify", "/proc/sys/fs/inotify/max_user_instances", 128, "each engine watches directories"),
     _limit("keys", "/proc/sys/kernel/keys/maxkeys", 200, "each container takes a session keyring"),

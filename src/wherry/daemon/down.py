@@ -53,7 +53,12 @@ def end(instance: Instance) -> None:
 
 
 def _stop_roles(instance: Instance) -> None:
-    """Let the warden end the roles in order, and wait until it has gone."""
+    """Let the warden end the roles in order, and wait until it has gone; or end the engine that stands alone."""
+    if instance.engine_record.exists():
+        from wherry.daemon import alone
+
+        alone.stop(instance)
+        return
     try:
         pid = int(ask(instance.warden_socket, {"op": "status"})["pid"])
         ask(instance.warden_socket, {"op": "stop"})

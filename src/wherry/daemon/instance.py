@@ -28,7 +28,10 @@ class NodePlan(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What was decided when the instance was made; kept in `ROOT/instance.json`. Ports of 0 are chosen at the first start."""
+    """What was decided when the instance was made; kept in `ROOT/instance.json`. Ports of 0 are chosen at the first start.
+
+    `kind` says whether it is a cluster, or an engine that stands alone: that has one node, and no API and registry.
+    """
 
     id: str
     profile: Profile
@@ -40,6 +43,8 @@ class Plan(msgspec.Struct, frozen=True):
     registry_port: int
     durability: Literal["full", "test"] = "full"
     publish_address: str = "0.0.0.0"
+    userns_remap: str = ""
+    kind: Literal["cluster", "engine"] = "cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,16 @@ class Instance:
     def warden_socket(self) -> Path:
         """The warden's control socket."""
         return self.run / "warden.sock"
+
+    @property
+    def engine_record(self) -> Path:
+        """What an engine that stands alone says of its process, for who looks for it (see daemon/alone.py)."""
+        return self.run / "engine.json"
+
+    @property
+    def engine_pki(self) -> Path:
+        """The certificate authority of the Docker API's TCP address."""
+        return self.root / "pki"
 
     def log(self, role: str) -> Path:
         """The log file of a role."""

@@ -1,37 +1,24 @@
-"""The roles `engine` and `agent`: containers of this machine behind the Docker API, and the pods that a cluster binds to it."""
+"""The role `agent`: the pods that a cluster binds to this machine, on the engine that runs beside it."""
 
 import asyncio
 import os
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from wherry.client.api import ApiClient
 from wherry.client.transports import HttpTransport
 from wherry.clock import Clock
-from wherry.content.local import LocalContent
-from wherry.daemon.builds import TarBuild
+from wherry.daemon.engine import RunningEngine, ranges_of
 from wherry.daemon.instance import Instance, NodePlan, Plan
 from wherry.daemon.phases import unmarked
 from wherry.daemon.profiles import TIMES
-from wherry.doors.docker.door import DockerDoor
-from wherry.engine.local import LocalEngine
-from wherry.engine.networks import Networking
-from wherry.engine.settings import EngineSettings
 from wherry.engine.types import Dns
 from wherry.host import facts, mounts
-from wherry.host.nftables import Nft
 from wherry.model.quantities import parse_bytes
 from wherry.model.users import node as node_user
-from wherry.network.bridges import Bridges
-from wherry.network.claims import Claims
 from wherry.network.dns import DnsEndpoint, DnsPort, DnsServer, DnsService
-from wherry.network.guard import Guard
-from wherry.network.pods import LocalPodNetwork
-from wherry.network.ports import Ports
-from wherry.network.ranges import Ranges
 from wherry.network.services import NftServices
 from wherry.network.upstream import read_resolvers
 from wherry.network.zone import Zone
@@ -42,81 +29,6 @@ from wherry.node.registration import NodeFacts
 from wherry.node.streams import AgentServer
 from wherry.wire.client import Endpoint, HttpClient
 from wherry.wire.server import Server
-
-
-@dataclass(frozen=True, slots=True)
-class RunningEngine:
-    """An engine that serves the Docker API."""
-
-    engine: LocalEngine
-    network: LocalPodNetwork
-    content: LocalContent
-    nft: Nft
-    guard: Guard
-
-
-def ranges_of(plan: Plan, node: NodePlan) -> Ranges:
-    """The address ranges as this node sees them."""
-    return Ranges(plan.pod_cidr, plan.service_cidr, node.pod_cidr)
-
-
-@asynccontextmanager
-async def engine_role(
-    instance: Instance, plan: Plan, node: NodePlan, clock: Clock, *, mark: Callable[[str], None] = unmarked
-) -> AsyncGenerator[RunningEngine]:
-    """Run the engine of a node, with its part of the network, behind the Docker API's socket."""
-    async with AsyncExitStack() as stack:
-        nft = stack.enter_context(Nft())
-        guard = await stack.enter_async_context(Guard(nft))
-        root, run = instance.node_root(node), instance.node_run(node.name)
-        network = LocalPodNetwork(
-            instance.id, node.index, ranges_of(plan, node), str(root / "network"), nft, guard
-        )  # fmt: skip
-        await stack.enter_async_context(network)
-        mark("network")
-        content = LocalContent.open(instance.node_content(node), clock=clock)
-        stack.push_async_callback(content.close)
-        settings = EngineSettings(
-            cluster_registry=f"unix:{instance.registry_socket}",
-            registry_host=f"127.0.0.1:{plan.registry_port}",
-            shares_content=not node.apart,
-        )
-        engine = LocalEngine(
-            root,
-            run,
-            instance=instance.id,
-            node=node.name,
-            content=content,
-            network=network,
-            clock=clock,
-            settings=settings,
-            networking=Networking(
-                instance.id,
-                Bridges(instance.id, nft, guard, subnets=Claims()),
-                Ports(instance.id, nft, guard, default_address=plan.publish_address),
-                default_subnet=node.pod_cidr,
-            ),
-        )
-        await stack.enter_async_context(engine)
-        mark("engine")
-        build = TarBuild(engine, content, root / "builder", clock=clock)
-        stack.push_async_callback(build.close)
-        await build.start()
-        door = DockerDoor(engine, build, clock=clock, node=node.name)
-        server = Server(door.handle, on_error=door.fail)
-        await server.start_unix(instance.docker_socket(node.name), mode=0o660, gid=_docker_group())
-        stack.push_async_callback(server.close, 2.0)
-        mark("docker")
-        yield RunningEngine(engine, network, content, nft, guard)
-
-
-def _docker_group() -> int | None:
-    """The group `wherry`, where the administrator made one: its members may use the Docker socket."""
-    import grp
-
-    with suppress(KeyError):
-        return grp.getgrnam("wherry").gr_gid
-    return None
 
 
 @asynccontextmanager

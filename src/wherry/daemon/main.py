@@ -53,7 +53,7 @@ async def run(instance: Instance, plan: Plan, roles: list[str], node: str, phase
             await stack.enter_async_context(registry_role(instance, plan, clock))
             phases.mark("registry")
         if "engine" in roles:
-            from wherry.daemon.machine import agent_role, engine_role
+            from wherry.daemon.engine import engine_role
 
             chosen = next((each for each in plan.nodes if each.name == node), None)
             if chosen is None:
@@ -61,6 +61,8 @@ async def run(instance: Instance, plan: Plan, roles: list[str], node: str, phase
             phases.mark("imports")
             engine = await stack.enter_async_context(engine_role(instance, plan, chosen, clock, mark=phases.mark))
             if "agent" in roles:
+                from wherry.daemon.machine import agent_role
+
                 await stack.enter_async_context(agent_role(instance, plan, chosen, engine, clock, mark=phases.mark))
         log.info("%s: ready %s", ", ".join(roles), phases)
         loop.call_later(SETTLE_S, _settle)

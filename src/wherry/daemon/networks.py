@@ -164,7 +164,7 @@ async def remove_all(instance: Instance, plan: Plan | None) -> None:
     if not is_root():
         return
     from wherry.host.nftables import Nft
-    from wherry.network import machines, pods
+    from wherry.network import forwarding, machines
     from wherry.network.claims import Claims
 
     with Nft() as nft:
@@ -173,10 +173,12 @@ async def remove_all(instance: Instance, plan: Plan | None) -> None:
                 if node.apart:
                     with suppress(WherryError):
                         await remove_node(instance, plan, node)
-        await machines.sweep(instance.id, nft)
-    with suppress(WherryError):
         held = next((each for each in Claims().all() if each.instance == instance.id), None)
-        pods.restore(Claims().release(instance.id))
+        await machines.sweep(
+            instance.id, nft, [held.pods, held.links, *held.networks] if held is not None else []
+        )  # fmt: skip
+    with suppress(WherryError):
+        forwarding.restore(Claims().release(instance.id))
         if held is not None and instance.plan_path.exists():
             Claims().claim(
                 instance.id, str(instance.root), pods=held.pods, services=held.services, links=held.links

@@ -18,7 +18,10 @@ from wherry.content.local import LocalContent
 from wherry.errors import Invalid
 from wherry.registry.access import trust_local
 from wherry.registry.keeping import COLLECT_S, keep
+from wherry.registry.pile import Pile
+from wherry.registry.records import Records
 from wherry.registry.service import Registry
+from wherry.registry.sqlite import SqliteRecords
 from wherry.wire.server import Server
 
 SOCKET = "registry.sock"
@@ -26,7 +29,11 @@ SOCKET = "registry.sock"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How it runs. `listen` and `metrics` are HOST:PORT, "" for none; `certificate` and `key` are PEM files for TLS."""
+    """How it runs. `listen` and `metrics` are HOST:PORT, "" for none; `certificate` and `key` are PEM files for TLS.
+
+    `database` (postgresql://...) and `storage` (s3://BUCKET/PREFIX) take the places of the files below `root`; several
+    registries may share them.
+    """
 
     root: Path
     listen: str = "127.0.0.1:5000"
@@ -35,6 +42,8 @@ class Options:
     open: bool = False
     certificate: str = ""
     key: str = ""
+    database: str = ""
+    storage: str = ""
     collect_s: float = COLLECT_S
 
 
@@ -55,16 +64,18 @@ async def registry_alone(options: Options, clock: Clock) -> AsyncGenerator[Runni
         options.root.mkdir(parents=True, exist_ok=True)
         token_file = options.root / "registry-token"
         make_token(token_file)
-        content = LocalContent.open(options.root / "content", clock=clock)
-        stack.push_async_callback(content.close)
+        records = await _records(options)
+        stack.push_async_callback(records.close)
         registry = Registry(
-            content,
+            await _pile(options, records, clock, stack),
             options.root / "registry",
             clock=clock,
             token_file=token_file,
             trusted=trust_local(os.geteuid()),
             public=options.public,
             open=options.open,
+            records=records,
+            shared=bool(options.database),
         )
         await registry.start()
         stack.push_async_callback(registry.close)
@@ -80,6 +91,28 @@ async def registry_alone(options: Options, clock: Clock) -> AsyncGenerator[Runni
         keeping = asyncio.create_task(keep(registry, clock, collect_s=options.collect_s), name="registry-keeping")
         stack.push_async_callback(_end, keeping)
         yield Running(registry, f"{host}:{port}")
+
+
+async def _records(options: Options) -> Records:
+    """Open the records. Raises Invalid, Broken."""
+    if options.storage and not options.database:
+        raise Invalid("storage in a bucket needs the records in a database too: name one, as postgresql://...")
+    if not options.database:
+        return SqliteRecords(options.root / "registry" / "registry.db")
+    from wherry.registry.postgres import PostgresRecords  # on use: it is for those who outgrew one machine
+
+    return await asyncio.to_thread(PostgresRecords, options.database)
+
+
+async def _pile(options: Options, records: Records, clock: Clock, stack: AsyncExitStack) -> Pile:
+    """Open what holds the blobs. Raises Invalid, Broken."""
+    if options.storage:
+        from wherry.registry.bucket import Bucket
+
+        return await Bucket.open(options.storage, records, clock=clock)
+    content = LocalContent.open(options.root / "content", clock=clock)
+    stack.push_async_callback(content.close)
+    return content
 
 
 async def serve(options: Options) -> None:

@@ -1,12 +1,13 @@
 """How an instance is: what the warden and the API say, as a value, a table or JSON."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from wherry.daemon.instance import Instance, NodePlan, ask
+from wherry.daemon.instance import Instance, NodePlan, Plan, ask
 from wherry.errors import NotFound, WherryError
 from wherry.wire.blocking import request
 
@@ -22,7 +23,7 @@ class NodeState(msgspec.Struct, frozen=True):
 
 
 class InstanceState(msgspec.Struct, frozen=True):
-    """One instance."""
+    """One instance. `docker` says where the Docker API answers; of an engine that stands alone there is no more than that."""
 
     root: str
     id: str
@@ -32,6 +33,8 @@ class InstanceState(msgspec.Struct, frozen=True):
     registry: str
     roles: Sequence[dict[str, Any]]
     nodes: Sequence[NodeState]
+    kind: str = "cluster"
+    docker: Sequence[str] = ()
 
 
 def get(path: Path, target: str, timeout_s: float = 5.0) -> tuple[int, bytes]:
@@ -71,6 +74,8 @@ def is_ready(instance: Instance, nodes: Sequence[NodePlan]) -> bool:
 def status(instance: Instance) -> InstanceState:
     """Say how it is. Raises NotFound for a root without an instance."""
     plan = instance.load()
+    if plan.kind == "engine":
+        return _alone(instance, plan)
     try:
         roles: Sequence[dict[str, Any]] = ask(instance.warden_socket, {"op": "status"})["roles"]
     except NotFound:
@@ -101,6 +106,30 @@ def status(instance: Instance) -> InstanceState:
         registry=f"127.0.0.1:{plan.registry_port}",
         roles=roles,
         nodes=nodes,
+        docker=[f"unix://{instance.docker_socket(each.name)}" for each in plan.nodes if each.real],
+    )
+
+
+def _alone(instance: Instance, plan: Plan) -> InstanceState:
+    from wherry.daemon.alone import running_record
+
+    found = running_record(instance)
+    ready = False
+    if found is not None:
+        with suppress(WherryError, OSError):
+            ready = get(instance.docker_socket(plan.nodes[0].name), "/_ping")[0] == 200
+    role = {"name": plan.nodes[0].name, "pid": found.pid if found else 0, "state": "running", "starts": 1}
+    return InstanceState(
+        root=str(instance.root),
+        id=instance.id,
+        profile=plan.profile,
+        is_ready=ready,
+        api="",
+        registry="",
+        roles=[role | {"last_exit": None, "fenced": 0}] if found is not None else [],
+        nodes=(),
+        kind=plan.kind,
+        docker=found.addresses if found is not None else (),
     )
 
 
@@ -114,15 +143,19 @@ def as_table(found: InstanceState) -> str:
     lines = [
         f"instance  {found.id}  {found.root}",
         f"state     {'ready' if found.is_ready else 'up, not ready' if found.roles else 'down'}",
-        f"profile   {found.profile}",
-        f"api       {found.api}",
-        f"registry  {found.registry}",
+        *(
+            [f"docker    {each}" for each in found.docker]
+            if found.kind == "engine"
+            else [f"profile   {found.profile}", f"api       {found.api}", f"registry  {found.registry}"]
+        ),
         "",
         f"{'ROLE':<16}{'STATE':<10}{'PID':<9}{'STARTS':<8}LAST EXIT",
     ]
     for role in found.roles:
         last = "" if role["last_exit"] is None else str(role["last_exit"])
         lines.append(f"{role['name']:<16}{role['state']:<10}{role['pid']:<9}{role['starts']:<8}{last}".rstrip())
+    if found.kind == "engine":
+        return "\n".join(lines) + "\n"
     lines += ["", f"{'NODE':<16}{'READY':<8}{'KIND':<11}{'PODS':<6}POD CIDR"]
     for node in found.nodes:
         ready = "yes" if node.ready else "no"

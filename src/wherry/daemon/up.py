@@ -31,6 +31,7 @@ from wherry.daemon.instance import (
 )
 from wherry.daemon.profiles import TIMES
 from wherry.daemon.status import is_ready
+from wherry.engine import remaps
 from wherry.errors import AlreadyExists, Conflict, DeadlineExceeded, Invalid, NotFound
 from wherry.model import schema
 
@@ -53,6 +54,7 @@ class Options:
     owner_fd: int | None = None
     temporary: bool = False
     publish_address: str = "0.0.0.0"
+    userns_remap: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def up(options: Options, say: Say) -> Started:
         with suppress(NotFound):
             ask(instance.warden_socket, {"op": "status"})
             raise AlreadyExists(f"{instance.root}: the instance is up already (wherry status; wherry down)")
+        _check_kind(instance)
         down.sweep_leftovers(instance, say)
         plan = _decide(instance, options)
         _make_places(instance, plan)
@@ -109,9 +112,20 @@ def up(options: Options, say: Say) -> Started:
         os.close(lock)
 
 
+def _check_kind(instance: Instance) -> None:
+    """Raise Conflict for the root of an engine that stands alone: it may run, and is not to be swept away."""
+    with suppress(NotFound):
+        if instance.load().kind == "engine":
+            raise Conflict(
+                f"{instance.root} holds an engine that stands alone (wherry engine serve): choose another --root, or give it "
+                "up with `wherry down --purge`"
+            )
+
+
 def _decide(instance: Instance, options: Options) -> Plan:
     """Read the plan, or make it: what was decided once stays, so that addresses and ports are the same after a restart."""
     publish_address = _address(options.publish_address)
+    remaps.read(options.userns_remap)
     try:
         plan = instance.load()
     except NotFound:
@@ -139,7 +153,11 @@ def _decide(instance: Instance, options: Options) -> Plan:
         if name not in kept:
             nodes.append(plan_node(instance, plan, nodes, name, simulated=name in simulated))
     plan = msgspec.structs.replace(
-        plan, nodes=tuple(nodes), profile=_profile(options.profile), publish_address=publish_address
+        plan,
+        nodes=tuple(nodes),
+        profile=_profile(options.profile),
+        publish_address=publish_address,
+        userns_remap=options.userns_remap,
     )
     instance.save(plan)
     return plan

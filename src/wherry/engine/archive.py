@@ -15,6 +15,7 @@ from wherry.content.tarwrite import END, Entry, header, padding
 from wherry.content.unpack import extract
 from wherry.errors import Invalid, NotFound
 from wherry.host import engine_calls
+from wherry.host.idmaps import IdRange
 
 PIECE_BYTES = 1024 * 1024
 
@@ -49,33 +50,41 @@ def look(root: int, path: str) -> PathStat:
     return PathStat(posixpath.basename(path.rstrip("/")) or "/", seen.st_size, seen.st_mode, seen.st_mtime, link)
 
 
-def read(root: int, path: str) -> Generator[bytes]:
+def read(root: int, path: str, ids: IdRange | None = None) -> Generator[bytes]:
     """Yield a tar of what is at a path, under its last part as a name.
 
-    A file that grows or shrinks meanwhile is cut, or filled with zeros.
+    A file that grows or shrinks meanwhile is cut, or filled with zeros. `ids`: owners are seen with these, and told without.
     """
     base = "." if path.endswith("/.") else posixpath.basename(posixpath.normpath("/" + path)) or "/"
     parent, name = _open_parent(root, _absolute(path))
     try:
-        yield from _entries(parent, name or ".", base, {})
+        yield from _entries(parent, name or ".", base, {}, ids)
     finally:
         os.close(parent)
     yield END
 
 
-def read_tree(root: int) -> Generator[bytes]:
-    """Yield a tar of everything beneath the open directory `root`."""
+def read_tree(root: int, ids: IdRange | None = None) -> Generator[bytes]:
+    """Yield a tar of everything beneath the open directory `root`; `ids` as in `read`."""
     links: dict[tuple[int, int], str] = {}
     for name in sorted(os.listdir(root)):
-        yield from _entries(root, name, name, links)
+        yield from _entries(root, name, name, links, ids)
     yield END
 
 
-def write(root: int, path: str, source: int, *, owner: tuple[int, int] | None, keep_kinds: bool) -> None:
+def write(
+    root: int,
+    path: str,
+    source: int,
+    *,
+    owner: tuple[int, int] | None,
+    keep_kinds: bool,
+    ids: IdRange | None = None,
+) -> None:
     """Unpack an open tar (plain, gzip or zstd) into the directory at `path`. Raises NotFound, Invalid, Damaged, Broken.
 
     `owner` takes the place of the owners in the tar; with `keep_kinds` a directory never gives way to a file, nor the
-    other way round. Devices are refused.
+    other way round. Devices are refused. `ids`: what owners are there; the calling thread makes files as their root.
     """
     try:
         place = engine_calls.open_beneath(root, path, os.O_PATH)
@@ -95,6 +104,7 @@ def write(root: int, path: str, source: int, *, owner: tuple[int, int] | None, k
         below=path.strip("/"),
         owner=owner,
         keep_kinds=keep_kinds,
+        outside=ids.outside if ids is not None else None,
     )
 
 
@@ -115,7 +125,9 @@ def _open_parent(root: int, path: str) -> tuple[int, str]:
         raise NotFound(f"Could not find the file {path}") from None
 
 
-def _entries(parent: int, name: str, path: str, links: dict[tuple[int, int], str]) -> Generator[bytes]:
+def _entries(
+    parent: int, name: str, path: str, links: dict[tuple[int, int], str], ids: IdRange | None
+) -> Generator[bytes]:
     try:
         seen = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
@@ -130,7 +142,7 @@ def _entries(parent: int, name: str, path: str, links: dict[tuple[int, int], str
         try:
             seen = os.fstat(fd)
             if _kind(seen.st_mode) == kind:
-                yield from _opened(fd, kind, path, seen, links)
+                yield from _opened(fd, kind, path, seen, links, ids)
         finally:
             os.close(fd)
     elif kind:
@@ -146,8 +158,7 @@ def _entries(parent: int, name: str, path: str, links: dict[tuple[int, int], str
                 path,
                 kind,
                 stat.S_IMODE(seen.st_mode),
-                seen.st_uid,
-                seen.st_gid,
+                *_owner(seen, ids),
                 int(seen.st_mtime),
                 link,
                 device=device,
@@ -155,26 +166,32 @@ def _entries(parent: int, name: str, path: str, links: dict[tuple[int, int], str
         )
 
 
-def _opened(fd: int, kind: str, path: str, seen: os.stat_result, links: dict[tuple[int, int], str]) -> Generator[bytes]:
-    mode, when = stat.S_IMODE(seen.st_mode), int(seen.st_mtime)
+def _opened(
+    fd: int, kind: str, path: str, seen: os.stat_result, links: dict[tuple[int, int], str], ids: IdRange | None
+) -> Generator[bytes]:
+    mode, when, owner = stat.S_IMODE(seen.st_mode), int(seen.st_mtime), _owner(seen, ids)
     if kind == "dir":
-        yield header(Entry(path, kind, mode, seen.st_uid, seen.st_gid, when, xattrs=_attributes(fd)))
+        yield header(Entry(path, kind, mode, *owner, when, xattrs=_attributes(fd)))
         for name in sorted(os.listdir(fd)):
-            yield from _entries(fd, name, f"{path.rstrip('/')}/{name}", links)
+            yield from _entries(fd, name, f"{path.rstrip('/')}/{name}", links, ids)
         return
     if seen.st_nlink > 1:
         first = links.setdefault((seen.st_dev, seen.st_ino), path)
         if first != path:
-            yield header(Entry(path, "link", mode, seen.st_uid, seen.st_gid, when, first))
+            yield header(Entry(path, "link", mode, *owner, when, first))
             return
     size = seen.st_size
-    yield header(Entry(path, kind, mode, seen.st_uid, seen.st_gid, when, size=size, xattrs=_attributes(fd)))
+    yield header(Entry(path, kind, mode, *owner, when, size=size, xattrs=_attributes(fd)))
     left = size
     while left:
         data = os.read(fd, min(left, PIECE_BYTES)) or bytes(min(left, PIECE_BYTES))
         left -= len(data)
         yield data
     yield padding(size)
+
+
+def _owner(seen: os.stat_result, ids: IdRange | None) -> tuple[int, int]:
+    return (seen.st_uid, seen.st_gid) if ids is None else (ids.inside(seen.st_uid), ids.inside(seen.st_gid))
 
 
 def _attributes(fd: int) -> dict[str, bytes]:

@@ -33,7 +33,10 @@ def chosen_devices(maps: Sequence[DeviceMap]) -> Sequence[Device]:
         try:
             found.append(_device(place, each.target, each.rights, os.stat(place)))
         except OSError as error:
-            raise Invalid(f"error gathering device information: {each.source}: {error.strerror}") from None
+            words = "no such file or directory" if isinstance(error, FileNotFoundError) else error.strerror
+            raise Invalid(
+                f'error gathering device information while adding custom device "{each.source}": {words}'
+            ) from None
     return found
 
 
@@ -52,19 +55,30 @@ def device_rules(texts: Sequence[str]) -> list[dict[str, Any]]:
     return rules
 
 
-def block_io(limits: Limits) -> dict[str, Any]:
+def block_io(limits: Limits, *, with_weights: bool = True) -> dict[str, Any]:
     """Turn limits of reading and writing into `linux.resources.blockIO`. Raises Invalid for what is no device."""
-    made: dict[str, Any] = {} if limits.blkio_weight is None else {"weight": limits.blkio_weight}
+    weights = _by_numbers(limits.io_weights, "weight")
+    made: dict[str, Any] = {}
+    if with_weights and limits.blkio_weight is not None:
+        made["weight"] = limits.blkio_weight
+    if with_weights and weights:
+        made["weightDevice"] = weights
     for kind, rates in limits.io_rates.items():
-        rows: list[dict[str, int]] = []
-        for path, rate in rates:
-            try:
-                device = os.stat(path).st_rdev
-            except OSError as error:
-                raise Invalid(f"limit of device {path}: {error.strerror}") from None
-            rows.append({"major": os.major(device), "minor": os.minor(device), "rate": rate})
-        made[f"throttle{kind}Device"] = rows
+        made[f"throttle{kind}Device"] = _by_numbers(rates, "rate")
     return made
+
+
+def _by_numbers(rows: Sequence[tuple[str, int]], name: str) -> list[dict[str, int]]:
+    found: list[dict[str, int]] = []
+    for path, value in rows:
+        try:
+            seen = os.stat(path)
+        except OSError as error:
+            raise Invalid(f"no such device: {path!r}: {error.strerror}") from None
+        if not stat.S_ISBLK(seen.st_mode):
+            raise Invalid(f"no such device: {path!r}: it is not a block device")
+        found.append({"major": os.major(seen.st_rdev), "minor": os.minor(seen.st_rdev), name: value})
+    return found
 
 
 def _below(directory: str, target: str, rights: str) -> list[Device]:
@@ -84,7 +98,7 @@ def _below(directory: str, target: str, rights: str) -> list[Device]:
 
 def _device(path: str, target: str, rights: str, seen: os.stat_result) -> Device:
     if not stat.S_ISCHR(seen.st_mode) and not stat.S_ISBLK(seen.st_mode):
-        raise Invalid(f"{path}: not a device node")
+        raise Invalid(f'error gathering device information while adding custom device "{path}": not a device node')
     kind = "c" if stat.S_ISCHR(seen.st_mode) else "b"
     numbers = (os.major(seen.st_rdev), os.minor(seen.st_rdev))
     return Device(target, kind, *numbers, stat.S_IMODE(seen.st_mode), rights, seen.st_uid, seen.st_gid)

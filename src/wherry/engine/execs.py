@@ -1,12 +1,14 @@
 """One more process in a running container, with pipes or a terminal of its own.
 
-The runtime stays beside it as our child and gives us its exit code. Such a process does not outlive us for long: its
-pipes end with us. A caller who closes the session leaves it running; its output is then read and dropped.
+The runtime stays beside it as our child and gives us its exit code. A caller who closes the session leaves it running; its
+output is then read and dropped. An engine that was killed cannot be attached to again, so its successor ends such processes
+(`sweep`); those that were started detached, and have no pipes of ours, live on.
 """
 
 import asyncio
 import os
 import secrets
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -28,6 +30,8 @@ from wherry.host.processes import Identity
 from wherry.host.spawn import Child
 
 CONSOLE_S = 10.0
+ATTACHED, DETACHED = "exec-", "run-"
+"""What the files of an exec in the bundle are called: NAME.json (its process), NAME.pid, NAME.log."""
 NOT_STARTED = 126
 """The exit code of an exec that the runtime refused for another reason than a command that is not there (127)."""
 
@@ -45,7 +49,12 @@ async def execute(
     document = exec_process(container, spec, user)
     if spec.privileged:
         document = document | {"capabilities": _all_capabilities()}
-    session = Executed(runtime, bundle, secrets.token_hex(8), tty=spec.tty, stdin=spec.stdin)
+    if spec.tty and spec.size is not None:  # before it runs: it may ask at once
+        document = document | {"consoleSize": {"height": spec.size[0], "width": spec.size[1]}}
+    prefix = DETACHED if spec.detached and not spec.tty else ATTACHED
+    session = Executed(runtime, bundle, f"{prefix}{secrets.token_hex(8)}", tty=spec.tty, stdin=spec.stdin)
+    session.command = spec.argv[0]
+    session.terminal_size = spec.size
     await session.begin(id, msgspec.json.encode(document), tasks)
     return session
 
@@ -55,16 +64,19 @@ class Executed:
 
     def __init__(self, runtime: Runtime, bundle: Path, name: str, *, tty: bool, stdin: bool) -> None:
         self._runtime = runtime
-        self._document = bundle / f"exec-{name}.json"
-        self._log = bundle / f"exec-{name}.log"
-        self._pid_file = bundle / f"exec-{name}.pid"
+        self._document = bundle / f"{name}.json"
+        self._log = bundle / f"{name}.log"
+        self._pid_file = bundle / f"{name}.pid"
         self._name = name
         self._bundle = bundle
         self._tty = tty
-        self._wants_stdin = stdin
+        self._detached = name.startswith(DETACHED)
+        self._wants_stdin = stdin and not self._detached
         self._stdin = -1
         self._master = -1
-        self._terminal_size: tuple[int, int] | None = None
+        self.command = ""
+        self.terminal_size: tuple[int, int] | None = None
+        self._has_begun = False
         self._output = Output()
         self._has_ended = False
         self._sleepers: set[asyncio.Future[None]] = set()
@@ -72,10 +84,15 @@ class Executed:
 
     @property
     def pid(self) -> int:
-        """The process's pid on the machine; 0 before it runs."""
+        """The process's pid on the machine; 0 before it runs and after it has ended."""
         with suppress(OSError, ValueError):
             return int(self._pid_file.read_text())
         return 0
+
+    @property
+    def has_output_ended(self) -> bool:
+        """Whether all that it writes has been read."""
+        return self._output.has_ended
 
     def output(self) -> AsyncIterator[tuple[str, bytes]]:
         """Yield what it writes; with a terminal everything is stdout."""
@@ -105,7 +122,7 @@ class Executed:
 
     async def resize(self, rows: int, columns: int) -> None:
         """Set the terminal's size; nothing without a terminal."""
-        self._terminal_size = (rows, columns)
+        self.terminal_size = (rows, columns)
         if self._master >= 0:
             engine_calls.resize_terminal(self._master, rows, columns)
 
@@ -137,7 +154,9 @@ class Executed:
                 stdin, self._stdin = os.pipe2(os.O_CLOEXEC)
                 theirs.append(stdin)
                 os.set_blocking(self._stdin, False)
-            for stream in ("stdout", "stderr"):
+            if self._detached:
+                theirs += [os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) for _ in range(2)]
+            for stream in () if self._detached else ("stdout", "stderr"):
                 read, write = os.pipe2(os.O_CLOEXEC)
                 os.set_blocking(read, False)
                 ours[read] = stream
@@ -160,7 +179,7 @@ class Executed:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             # A socket's path has 108 bytes, ours may be longer: so by way of our own descriptor, for the runtime too.
-            path = f"/proc/{os.getpid()}/fd/{directory}/exec-{self._name}.sock"
+            path = f"/proc/{os.getpid()}/fd/{directory}/{self._name}.sock"
             listener.bind(path)
             listener.listen(1)
             child = await self._runtime.exec(
@@ -188,8 +207,8 @@ class Executed:
                     self._master = fds[0]
                     os.set_blocking(self._master, False)
                     os.set_inheritable(self._master, False)
-                    if self._terminal_size is not None:
-                        engine_calls.resize_terminal(self._master, *self._terminal_size)
+                    if self.terminal_size is not None:
+                        engine_calls.resize_terminal(self._master, *self.terminal_size)
             elif child.code is None:
                 await child.end()
                 raise Broken(f"exec: the runtime brought no terminal within {CONSOLE_S:g} s")
@@ -214,8 +233,10 @@ class Executed:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            if child.code is None:
-                child.signal(9)
+            if child.code is None and not self._detached:  # the engine is left: nobody can attach to it again
+                if (identity := processes.identify(self.pid)) is not None:
+                    processes.send_signal(identity, signal.SIGKILL)
+                child.signal(signal.SIGKILL)
                 await asyncio.shield(child.wait(timeout_s=2.0))
             child.close()
             self._settle(NOT_STARTED)
@@ -227,13 +248,30 @@ class Executed:
             self._remove_files()
 
     async def _refused(self) -> int:
-        """Say on stderr why the runtime did not start it; return the code."""
+        """Say on stderr why the runtime did not start it, in the words by which clients know it; return the code."""
         words = ""
         with suppress(OSError):
             words = clean(self._log.read_text(errors="replace"))
-        words = words or "the runtime did not start it"
-        await self._output.put("stdout" if self._tty else "stderr", f"exec failed: {words}\n".encode())
-        return command_code(words) or NOT_STARTED
+        code = command_code(words)
+        why = {126: "permission denied", 127: "executable file not found in $PATH"}.get(code, "")
+        if code == 127 and "/" in self.command:
+            why = f"stat {self.command}: no such file or directory"
+        words = f'exec: "{self.command}": {why}' if why else words or "the runtime did not start it"
+        line = f"OCI runtime exec failed: exec failed: unable to start container process: {words}"
+        stream, end = ("stdout", "\r\n") if self._tty else ("stderr", "\n")
+        await self._output.put(stream, f"{line}{end}".encode())
+        return code or NOT_STARTED
+
+    async def _is_its_own(self) -> bool:
+        """Wait until it runs, and say whether it does: till then the runtime, which has its stderr or terminal, may speak."""
+        while not self._has_begun:
+            has_ended = self._has_ended
+            self._has_begun = self._pid_file.exists()
+            if has_ended:
+                return self._has_begun
+            if not self._has_begun:
+                await machine.sleep(0.002)
+        return True
 
     async def _pump(self, fd: int, stream: str) -> None:
         """Read until the end, or until the process has ended and all that it wrote is read.
@@ -256,7 +294,8 @@ class Executed:
                 continue
             if not data:
                 return
-            await self._output.put(stream, data)
+            if (stream == "stdout" and not self._tty) or await self._is_its_own():
+                await self._output.put(stream, data)
 
     async def _until(self, fd: int, *, writable: bool) -> None:
         """Wait until `fd` can be read or written, or `_wake_all`."""
@@ -286,8 +325,24 @@ class Executed:
             self._code.set_result(code)
 
     def _remove_files(self) -> None:
-        for path in (self._document, self._log, self._pid_file, self._bundle / f"exec-{self._name}.sock"):
+        for path in (self._document, self._log, self._pid_file, self._bundle / f"{self._name}.sock"):
             path.unlink(missing_ok=True)
+
+
+def sweep(bundle: Path, id: str) -> int:
+    """End the processes of sessions that went with an engine that was killed, and remove their files; return how many."""
+    ended = 0
+    for document in bundle.glob(f"{ATTACHED}*.json"):
+        name = document.name.removesuffix(".json")
+        with suppress(OSError, ValueError):
+            pid = int((bundle / f"{name}.pid").read_text())
+            identity = processes.identify(pid)
+            inside = id in Path(f"/proc/{pid}/cgroup").read_text()  # the pid may be somebody else's by now
+            if identity is not None and inside and processes.send_signal(identity, signal.SIGKILL):
+                ended += 1
+        for end in (".json", ".log", ".pid", ".sock"):
+            (bundle / f"{name}{end}").unlink(missing_ok=True)
+    return ended
 
 
 def _look_up(process: Identity, user: str) -> users.Identity:

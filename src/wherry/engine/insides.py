@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from wherry.clock import machine, rfc3339_nano
-from wherry.content.digests import hasher
-from wherry.content.inflate import pieces
-from wherry.content.pack import pack_upper
+from wherry.content.names import parse_name
+from wherry.content.pack import as_layer, pack_upper
 from wherry.content.protocol import Content, Digest
 from wherry.engine import archive, users
 from wherry.engine import spec as specs
@@ -22,8 +21,9 @@ from wherry.engine.runs import Runs
 from wherry.engine.snapshots import Snapshots
 from wherry.engine.types import Image
 from wherry.engine.volumes import Volumes
-from wherry.errors import Conflict, Invalid
-from wherry.host import engine_calls, mounts, processes
+from wherry.errors import Broken, Conflict, Invalid, NotFound
+from wherry.host import engine_calls, idmaps, mounts, processes
+from wherry.host.idmaps import IdRange
 
 
 class Insides:
@@ -49,33 +49,42 @@ class Insides:
 
     async def look(self, life: Life, path: str) -> archive.PathStat:
         """Look at a path. Raises NotFound."""
-        async with self._root(life) as root:
+        async with self._root(life) as (root, _):
             return await asyncio.to_thread(archive.look, root, path)
 
     async def read(self, life: Life, path: str) -> AsyncIterator[bytes]:
         """Yield a tar of what is at a path."""
-        async with self._root(life) as root:
-            async for piece in _threaded(archive.read(root, path)):
+        async with self._root(life) as (root, ids):
+            async for piece in _threaded(archive.read(root, path, ids)):
                 yield piece
 
     async def write(self, life: Life, path: str, body: AsyncIterator[bytes], *, own: bool, keep_kinds: bool) -> None:
         """Unpack a tar into the directory at a path; `own`: everything belongs to the container's user."""
         with tempfile.TemporaryFile(dir=self._paths.trash) as file:
-            async for part in body:
-                await asyncio.to_thread(file.write, part)
-            file.flush()
-            async with self._root(life, writing=path) as root:
+            try:
+                async for part in body:
+                    await asyncio.to_thread(file.write, part)
+                file.flush()
+            except OSError as error:
+                raise Broken(
+                    f"archive for {life.record.name}: it cannot be kept meanwhile: {error.strerror}"
+                ) from error
+            async with self._root(life, writing=path) as (root, ids):
                 owner = None
                 if own:
                     image = await self._images.known(Digest(life.record.image_digest))
                     who = users.look_up(root, specs.user_of(life.record.spec, image.config), ())
                     owner = (who.uid, who.gid)
-                await asyncio.to_thread(archive.write, root, path, file.fileno(), owner=owner, keep_kinds=keep_kinds)
+
+                def write() -> None:
+                    archive.write(root, path, file.fileno(), owner=owner, keep_kinds=keep_kinds, ids=ids)
+
+                await (asyncio.to_thread(write) if ids is None else idmaps.as_root_of_async(ids, write))
 
     async def export(self, life: Life) -> AsyncIterator[bytes]:
         """Yield a tar of its whole root, without what is mounted in it."""
-        async with self._root(life, with_mounts=False) as root:
-            async for piece in _threaded(archive.read_tree(root)):
+        async with self._root(life, with_mounts=False) as (root, ids):
+            async for piece in _threaded(archive.read_tree(root, ids)):
                 yield piece
         self._containers.tell(life, "export")
 
@@ -91,7 +100,10 @@ class Insides:
                 sandbox = self._containers.sandbox_of(record)
                 hold = pause and life.is_running and not life.record.paused and sandbox is not None
                 if hold and sandbox is not None:
-                    await self._runs.freeze(record, sandbox, frozen=True)
+                    try:
+                        await self._runs.freeze(record, sandbox, frozen=True)
+                    except NotFound:
+                        hold = False  # it has just ended
                 try:
                     upper = self._paths.container(record.id) / "upper"
                     upper.mkdir(parents=True, exist_ok=True)
@@ -114,7 +126,12 @@ class Insides:
             image = await self._images.commit(document, layers, names)
         finally:
             await self._content.end_lease(lease)
-        self._containers.tell(life, "commit", imageID=image.id)
+        said = {
+            "comment": message,
+            "imageID": image.id,
+            "imageRef": ",".join(parse_name(name).familiar for name in names),
+        }
+        self._containers.tell(life, "commit", **said)
         return image
 
     async def take(
@@ -126,7 +143,7 @@ class Insides:
         message: str,
         platform: str,
     ) -> Image:
-        """Make an image of one layer out of a tar of a file system (plain, gzip or zstd). Raises Damaged, Invalid."""
+        """Make an image of one layer out of a tar of a file system, compressed or not. Raises Damaged, Invalid."""
         lease = await self._content.lease(seconds=LEASE_S)
         try:
             writer = await self._content.ingest(lease=lease)
@@ -136,7 +153,7 @@ class Insides:
                 blob = await writer.commit()
             finally:
                 await writer.abort()
-            diff_id = await asyncio.to_thread(_diff_id, str(self._content.path(blob.digest)))
+            layer, diff_id = await as_layer(self._content, blob.digest, lease=lease)
             now = rfc3339_nano(machine.now())
             system, _, architecture = platform.partition("/")
             machines = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -148,23 +165,28 @@ class Insides:
                 "rootfs": {"type": "layers", "diff_ids": [diff_id]},
                 "history": [{"created": now, "comment": message or "Imported from -"}],
             }
-            return await self._images.commit(document, [blob.digest], names)
+            return await self._images.commit(document, [layer], names)
         finally:
             await self._content.end_lease(lease)
 
     @asynccontextmanager
-    async def _root(self, life: Life, *, with_mounts: bool = True, writing: str = "") -> AsyncGenerator[int]:
+    async def _root(
+        self, life: Life, *, with_mounts: bool = True, writing: str = ""
+    ) -> AsyncGenerator[tuple[int, IdRange | None]]:
         """Open a container's root: as its process sees it where it has one, else mounted for as long as this is entered.
 
-        Nobody can start it while it is mounted; one that runs is not held up.
+        Nobody can start it while it is mounted; one that runs is not held up. Beside the descriptor: the ids that owners are
+        seen with there; None where they are as on the disk.
         """
         async with AsyncExitStack() as stack:
-            root = -1
+            root, ids = -1, None
             async with life.lock:
                 run, record = life.run, life.record
                 running = run is not None and not run.ended.is_set()
                 if run is not None and running:
                     bundle = self._paths.bundle(record.id)
+                    sandbox = self._containers.sandbox_of(record)
+                    ids = sandbox.ids if sandbox is not None else None
                     root = _open(f"/proc/{run.process.pid}/root" if with_mounts else str(bundle / "rootfs"))
                     stack.callback(os.close, root)
                     if not processes.is_alive(run.process):
@@ -178,7 +200,7 @@ class Insides:
                 stack.push_async_callback(self._unmount, record.id)
                 root = await self._mount(life, with_mounts=with_mounts, writing=writing)
                 stack.callback(os.close, root)
-            yield root
+            yield root, ids
 
     async def _unmount(self, id: str) -> None:
         await asyncio.shield(self._runs.clear_bundle(id))
@@ -230,17 +252,6 @@ def _bind(root: int, source: str, target: str, *, read_only: bool) -> None:
             mounts.bind(source, f"/proc/self/fd/{place}", read_only=read_only)
     finally:
         os.close(place)
-
-
-def _diff_id(path: str) -> str:
-    digest = hasher()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for piece in pieces(fd, name="archive"):
-            digest.update(piece)
-    finally:
-        os.close(fd)
-    return f"sha256:{digest.hexdigest()}"
 
 
 async def _threaded(parts: Generator[bytes]) -> AsyncIterator[bytes]:

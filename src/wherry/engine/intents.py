@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from wherry.clock import machine
-from wherry.engine import restarts
+from wherry.engine import foreign, remaps, restarts
 from wherry.engine import spec as specs
 from wherry.engine.images import Images
 from wherry.engine.lives import Lives
 from wherry.engine.paths import Paths
-from wherry.engine.records import ContainerRecord, Stage
+from wherry.engine.records import ContainerRecord, ImageMount, Stage
 from wherry.engine.sandboxes import Sandboxes
 from wherry.engine.signals import signal_number
 from wherry.engine.types import ContainerSpec, Mount, SandboxSpec
@@ -41,12 +41,26 @@ async def intend(
     policy = restarts.parse(spec.restart)
     if spec.auto_remove and policy.name != "no":
         raise Invalid(f"container {name}: it cannot both be removed at its end and restart")
-    image = await images.resolve(spec.image)
+    if spec.on_unhealthy not in ("", "stop", "restart"):
+        raise Invalid(f"container {name}: when it is unhealthy: {spec.on_unhealthy!r}: use stop or restart")
+    if spec.auto_remove and spec.on_unhealthy == "restart":
+        raise Invalid(f"container {name}: it cannot both be removed at its end and restart when it is unhealthy")
+    image = await images.resolve(spec.image, spec.platform)
+    foreign.check(image.platform, spec.image)
     argv = specs.command_line(spec, image.config)
     stop_signal = specs.stop_signal_of(spec, image.config)
     signal_number(stop_signal)
     specs.resources(spec.limits)
     mounts, anonymous = name_volumes(spec, image.config)
+    mounted: list[ImageMount] = []
+    for mount in mounts:
+        if mount.kind == "image":
+            known = await images.resolve(mount.source)
+            mounted.append(ImageMount(mount.target, known.digest, [diff_id for _, diff_id in known.layers]))
+    if spec.join and not spec.sandbox:
+        spec = replace(spec, sandbox_spec=_joining(spec, id, lives, sandboxes))
+    if not spec.sandbox:
+        remaps.check(spec, own_sandbox(spec, id), sandboxes.remap)
     if spec.sandbox:
         sandbox = sandboxes.row(spec.sandbox)
         if not sandbox.ready:
@@ -67,6 +81,7 @@ async def intend(
         log_path=spec.log_path or str(paths.container(id) / "log" / "container.log"),
         stop_signal=stop_signal,
         anonymous=anonymous,
+        image_mounts=mounted,
     )
 
 
@@ -81,8 +96,18 @@ def own_sandbox(spec: ContainerSpec, id: str) -> SandboxSpec:
     if spec.sandbox_spec is None:
         return SandboxSpec(id=id, hostname=id[:12])
     own = spec.sandbox_spec
-    hostname = own.hostname or ("" if own.network == "host" else id[:12])
+    hostname = own.hostname or ("" if own.network == "host" or own.host_uts else id[:12])
     return replace(own, id=own.id or id, hostname=hostname)
+
+
+def _joining(spec: ContainerSpec, id: str, lives: Lives, sandboxes: Sandboxes) -> SandboxSpec:
+    """Have the user namespace of the container whose network or processes it joins: the one owns the other."""
+    own = own_sandbox(spec, id)
+    others = {lives.find(ref).record.sandbox for ref in spec.join.values()}
+    remapped = {other for other in others if sandboxes.row(other).ids is not None}
+    if len(remapped) > 1 or (remapped and others != remapped):
+        raise Invalid(f"container {spec.name}: the containers that it joins are in different user namespaces")
+    return replace(own, userns=f"{remaps.OF}{remapped.pop()}" if remapped else remaps.HOST)
 
 
 def name_volumes(spec: ContainerSpec, image: Mapping[str, Any]) -> tuple[Sequence[Mount], Sequence[str]]:

@@ -13,12 +13,13 @@ from wherry.host.spawn import Child
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A run that conmon watches. `monitor_fd` is a pidfd, closed when the run has been cleared."""
+    """A run that conmon watches. `monitor_fd` is a pidfd, closed when the run has been cleared; `clearing`: it is being."""
 
     monitor: Identity
     process: Identity
     monitor_fd: int
     child: Child | None = None
+    clearing: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     cleared: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -157,5 +158,5 @@ def view(life: Life, address: str, volumes: Mapping[str, str]) -> Container:
         argv=record.argv,
         volumes=volumes,
         restarting=life.restart is not None and not running,
-        health=life.health,
+        health=life.health or record.health,
     )

@@ -4,36 +4,37 @@ This module only puts the parts together and hands calls on; README.md says wher
 """
 
 import asyncio
-import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from wherry.clock import Clock, machine
-from wherry.content import layout
+from wherry.clock import Clock
 from wherry.content.pack import pack_upper
 from wherry.content.protocol import Content, Digest
+from wherry.content.remote import Remote
 from wherry.engine import execs, logs, monitor, rotation
 from wherry.engine.archive import PathStat
 from wherry.engine.changes import Changes
 from wherry.engine.containers import Containers
 from wherry.engine.diffs import Change
+from wherry.engine.ends import Surroundings
 from wherry.engine.events import Events
 from wherry.engine.health import HealthChecks
 from wherry.engine.images import LEASE_S, Images
+from wherry.engine.imports import Archives, Renamed
 from wherry.engine.insides import Insides
 from wherry.engine.lives import Life, Lives, running_names
 from wherry.engine.networks import Networking, Networks
-from wherry.engine.paths import Paths
+from wherry.engine.paths import Paths, lock
 from wherry.engine.records import Records
 from wherry.engine.recovery import Recovery
 from wherry.engine.runs import Runs
-from wherry.engine.runtime import Runtime, find, find_runtime
+from wherry.engine.runtime import find_runtimes
 from wherry.engine.sandboxes import Sandboxes
 from wherry.engine.sessions import Attached
 from wherry.engine.settings import EngineSettings
@@ -47,22 +48,23 @@ from wherry.engine.types import (
     ExecSpec,
     Exit,
     Image,
+    ImageManifest,
     Join,
     Limits,
     LogLine,
+    Mount,
     Sandbox,
     SandboxSpec,
 )
+from wherry.engine.uses import uses
 from wherry.engine.volumes import Volumes
-from wherry.errors import Broken, Conflict, Unavailable, Unsupported
-from wherry.host import cgroups, mounts, spawn
+from wherry.errors import Broken, Conflict, NotFound
+from wherry.host import abilities, cgroups, mounts
 from wherry.host.engine_calls import Inotify
 from wherry.host.engine_usage import Detail, system_cpu_ns, traffic
-from wherry.network.types import PodNetwork
+from wherry.network.types import PodNetwork, PortBinding
 
 log = logging.getLogger(__name__)
-
-LOCK_S = 2.0
 
 
 class LocalEngine:
@@ -94,6 +96,7 @@ class LocalEngine:
         self._stack = AsyncExitStack()
         self._events = Events()
         self._collecting = asyncio.Lock()
+        self._collecting_again: asyncio.Task[None] | None = None
         self._trash = Trash(self._paths.trash)
 
     async def __aenter__(self) -> Self:
@@ -101,12 +104,12 @@ class LocalEngine:
         async with AsyncExitStack() as stack:
             paths, settings = self._paths, self.settings
             paths.make()
-            await self._lock(stack)
+            await lock(paths, stack)
             mounts.share(str(paths.run))
             groups = cgroups.find(self._base)
             self._groups = groups
             stack.callback(self._leave_no_trace)
-            self._runtime = await self._find_runtime(stack)
+            self.runtimes = await find_runtimes(self.settings.runtime, paths.runtime, stack)
             records = Records(paths.records)
             stack.callback(records.close)
             self._inotify = Inotify()
@@ -117,30 +120,38 @@ class LocalEngine:
             )
             stack.push_async_callback(self.networks.close)
             tasks = await stack.enter_async_context(Tasks())  # last in, first out: they use all of the above
-            self._images = Images(self._content, settings, self._events, lambda id: self._containers.users_of(id))
+            self._images = Images(
+                self._content,
+                settings,
+                self._events,
+                lambda id: self._containers.users_of(id),
+                lambda id: lives.find(id).is_running,
+            )
             self._snapshots = Snapshots(paths, self._content, self._trash)
+            self._archives = Archives(self._content, self._images, self._snapshots, paths.trash)
             self._sandboxes = Sandboxes(paths, records, groups, self._network, self._events, settings, self.networks)
             self.volumes = Volumes(paths, self._events, self._trash, lambda name: self._containers.volume_users(name))
-            runs = Runs(paths, self._runtime, groups, self._snapshots, self._sandboxes, self.volumes, settings)
+            runs = Runs(paths, self.runtimes, groups, self._snapshots, self._sandboxes, self.volumes, settings)
             self._runs = runs
-            self._containers = Containers(
+            around = Surroundings(
                 paths,
                 records,
                 runs,
                 self._sandboxes,
-                self._snapshots,
-                self._images,
                 self._content,
                 self._events,
                 self._clock,
                 settings,
                 tasks,
-                lives,
                 self._trash,
                 self.volumes,
             )
-            self._containers.on_started = HealthChecks(paths, self._runtime, self._containers, tasks).begin
-            self._changes = Changes(paths, self._containers, runs, self._snapshots)
+            self._containers = Containers(around, lives, self._snapshots, self._images)
+            self._containers.uses_of = lambda life: tuple(
+                uses(life, self._containers.sandbox_of(life.record), self.networks)
+            )
+            self._containers.on_started = HealthChecks(paths, runs.runtime_of, self._containers, tasks).begin
+            self._changes = Changes(paths, self._containers, runs, self._snapshots, self._sandboxes, self.volumes)
             self._insides = Insides(
                 paths, self._containers, runs, self._snapshots, self._images, self.volumes, self._content
             )
@@ -149,18 +160,22 @@ class LocalEngine:
             await self.networks.open(self._sandboxes.states())
             self.volumes.open()
             runs.open()
+            self.abilities = abilities.look(groups, "conmon")
             self._inotify.watch(str(paths.exits), self._on_exit_file)
             await Recovery(paths, records, runs, self._sandboxes, self._containers, tasks).run()
-            await self.networks.take_up_ports([life.record.sandbox for life in lives.all() if life.is_running])
-            tasks.start(self._rotate_logs(), "rotate logs")
+            running = [life.record.sandbox for life in lives.all() if life.is_running]
+            owned = {life.record.sandbox for life in lives.all() if life.record.owns_sandbox}
+            shared = [each.id for each in self._sandboxes.all() if each.ready and each.id not in owned]
+            await self.networks.take_up_ports([*running, *shared])
+            tasks.start(rotation.Rotation(self._written_logs, self.settings.rotate_every_s).run(), "rotate logs")
             tasks.start(self._settle(), "settle snapshots", settling=True)
             self._tasks = tasks
             self._stack = stack.pop_all()
         log.info(
             "engine: %s %s, conmon %s",
-            self._runtime.tool.name,
-            self._runtime.tool.version,
-            self._runtime.monitor.version,
+            self.runtimes.default.tool.name,
+            self.runtimes.default.tool.version,
+            self.runtimes.default.monitor.version,
         )
         return self
 
@@ -170,9 +185,21 @@ class LocalEngine:
         await self._stack.aclose()
 
     # images -----------------------------------------------------------------------------------------------------------
-    async def image(self, ref: str) -> Image:
-        """See Engine."""
-        return await self._images.find(ref)
+    async def image(self, ref: str, *, platform: str = "") -> Image:
+        """See Engine. `platform`: of an image that is here for several."""
+        return await self._images.find(ref, platform)
+
+    async def manifests(self, ref: str) -> Sequence[ImageManifest]:
+        """List the manifests that an image's name stands for, here or not. Raises NotFound."""
+        return await self._images.manifests(ref)
+
+    async def describe(self, digest: str) -> tuple[str, int]:
+        """Say the media type and the size of a manifest or index that is here. Raises NotFound."""
+        return await self._images.describe(Digest(digest))
+
+    async def remote_tags(self, ref: str, auth: Mapping[str, str] | None) -> Sequence[str]:
+        """List the tags that a repository has at its registry."""
+        return await self._images.tags(ref, auth)
 
     async def images(self) -> Sequence[Image]:
         """See Engine."""
@@ -182,14 +209,13 @@ class LocalEngine:
         self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
     ) -> Image:
         """See Engine. `progress` is called with each content/transfer.Step. Its layers are unpacked on return."""
-        image = await self._images.pull(ref, auth, progress, platform)
-        known = await self._images.known(Digest(image.digest))
-        await self._snapshots.ensure(known.layers, f"image {ref}", progress)
-        return image
+        return await self._images.pull(ref, auth, progress, platform, self._snapshots)
 
-    async def push(self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None) -> str:
-        """See Engine."""
-        return await self._images.push(ref, auth, progress)
+    async def push(
+        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
+    ) -> str:
+        """See Engine. With a `platform` only that image of an index."""
+        return await self._images.push(ref, auth, progress, platform)
 
     async def tag(self, ref: str, name: str) -> None:
         """See Engine."""
@@ -206,54 +232,89 @@ class LocalEngine:
         """See Engine."""
         return await self._images.commit(config, layers, names, annotations=annotations)
 
+    async def name_root(self, root: Digest, names: Sequence[str]) -> Image:
+        """Name an index that is in the store: see Images."""
+        return await self._images.name_root(root, names)
+
+    def registry(self, ref: str, auth: Mapping[str, str] | None) -> AbstractAsyncContextManager[tuple[Remote, str]]:
+        """Give the registry that a name says, and the repository there: what carries build caches."""
+        return self._images.registry(ref, auth)
+
     async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
         """See Engine."""
         lines = await self._images.remove(ref, force=force)
         await self.collect()
         return lines
 
-    async def load(self, archive: AsyncIterator[bytes]) -> Sequence[Image]:
-        """Read a tar of images (`docker save`, or an OCI layout); return what is new or named anew."""
-        lease = await self._content.lease(seconds=LEASE_S)
-        try:
-            loaded = await layout.load_stream(self._content, archive, lease=lease, scratch=self._paths.trash)
-            return [await self._images.adopt(each.digest, each.names) for each in loaded]
-        finally:
-            await self._content.end_lease(lease)
+    async def load(
+        self, archive: AsyncIterator[bytes], *, platform: str = "", renamed: Renamed | None = None
+    ) -> Sequence[Image]:
+        """Read a tar of images: see Archives."""
+        return await self._archives.load(archive, platform=platform, renamed=renamed)
 
-    async def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
-        """Yield a tar of images that `load`, Docker and OCI tools read. Raises NotFound before the first byte."""
-        chosen: list[tuple[str, Digest]] = []
-        for ref in refs:
-            known, name = await self._images.named(ref)
-            chosen.append((name, known.digest))
-        async for piece in layout.save(self._content, chosen):
-            yield piece
+    def save(self, refs: Sequence[str], *, platform: str = "") -> AsyncIterator[bytes]:
+        """Yield a tar of images. Raises NotFound before the first byte."""
+        return self._archives.save(refs, platform=platform)
+
+    async def prune_images(self, ids: Sequence[str]) -> tuple[Sequence[str], int]:
+        """Remove images that no container uses, and what pulls left half done: (what went, bytes given back)."""
+        lines, freed = await self._archives.prune(ids)
+        await self.collect()
+        return lines, freed
 
     async def collect(self) -> int:
-        """Remove the snapshots that no image and no container needs; return how many went."""
+        """Remove the snapshots that no image and no container needs; return how many went.
+
+        Where containers are just being cleared away it is done once more behind them.
+        """
         async with self._collecting:
             used = self._containers.layers_in_use() | await self._images.layers()
             gone = await self._snapshots.collect(used | self._containers.layers_in_use())
         if gone:
             await self._trash.empty()
+        leaving = [life.removal for life in self._containers.lives.all() if life.removal and not life.removal.done()]
+        if leaving and (self._collecting_again is None or self._collecting_again.done()):
+            self._collecting_again = self._tasks.start(self._collect_after(leaving), "collect layers", settling=True)
         return gone
 
-    async def diff_layer(self, ref: str) -> tuple[Digest, str, int]:
+    async def _collect_after(self, removals: Sequence["asyncio.Task[None]"]) -> None:
+        await asyncio.wait(removals)
+        self._collecting_again = None
+        await self.collect()
+
+    async def diff_layer(self, ref: str, *, lease: str = "") -> tuple[Digest, str, int]:
         """Pack what a container has changed as a layer blob: (digest, diff id, size in bytes).
 
-        Nobody holds it yet: a lease of an hour covers it. Mount points that only the runtime made are left out.
+        Nobody holds it yet: `lease`, or one of an hour, covers it. Mount points that only the runtime made are left out.
         """
         record = self._containers.lives.find(ref).record
-        lease = await self._content.lease(seconds=LEASE_S)
+        lease = lease or await self._content.lease(seconds=LEASE_S)
         upper = self._paths.container(record.id) / "upper"
         layer = await pack_upper(self._content, upper, lease=lease, exclude=record.mount_points)
         return layer.digest, layer.diff_id, layer.size_bytes
 
+    async def adopt_layer(self, ref: str, diff_id: str) -> bool:
+        """Keep what a dead container wrote as the layer that `diff_layer` packed, unpacked: False where it cannot be.
+
+        The container can only be removed after that. Until an image has the layer, `keeping` keeps it.
+        """
+        life = self._containers.lives.find(ref)
+        if life.is_running:
+            raise Conflict(f"container {life.record.name}: it runs, so its files are its own")
+        upper = self._paths.container(life.record.id) / "upper"
+        await asyncio.to_thread(mounts.unmount, str(self._paths.bundle(life.record.id) / "rootfs"))
+        return await self._snapshots.adopt(upper, diff_id, life.record.mount_points)
+
+    def keeping(self, diff_ids: Collection[str]) -> AbstractContextManager[None]:
+        """Keep unpacked layers that no image has yet."""
+        return self._snapshots.keeping(diff_ids)
+
     # sandboxes --------------------------------------------------------------------------------------------------------
     async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
         """See Engine."""
-        return await self._sandboxes.ensure(spec)
+        made = await self._sandboxes.ensure(spec)
+        await self._sandboxes.publish(spec.id)
+        return made
 
     async def sandbox(self, id: str) -> Sandbox:
         """See Engine."""
@@ -298,9 +359,9 @@ class LocalEngine:
         record = self._find(ref).record
         await self._sandboxes.disconnect(record.sandbox, network)
 
-    async def stop(self, ref: str, *, grace_s: float | None = None) -> None:
-        """See Engine."""
-        await self._containers.stop(self._find(ref), grace_s)
+    async def stop(self, ref: str, *, grace_s: float | None = None, signal: str = "") -> None:
+        """See Engine. `signal`: another than its own stop signal."""
+        await self._containers.stop(self._find(ref), grace_s, signal)
 
     async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
         """See Engine."""
@@ -319,7 +380,8 @@ class LocalEngine:
         life, run, _ = self._containers.running(ref)
         if life.record.paused:
             raise Conflict(f"container {life.record.name}: it is paused; unpause it before exec")
-        return await execs.execute(self._paths, self._runtime, self._tasks, life.record.id, run.process, spec)
+        runtime = self._runs.runtime_of(life.record)
+        return await execs.execute(self._paths, runtime, self._tasks, life.record.id, run.process, spec)
 
     async def attach(self, ref: str) -> Attached:
         """See Engine. Also before `start`: then nothing that it writes is missed."""
@@ -347,9 +409,31 @@ class LocalEngine:
         """Give a container another name. Raises Invalid, AlreadyExists."""
         await self._changes.rename(self._find(ref), name)
 
-    async def update(self, ref: str, *, limits: Limits | None = None, restart: str | None = None) -> None:
-        """Give a container other limits, at once where it runs, or another restart policy. Raises Invalid, Broken."""
-        await self._changes.update(self._find(ref), limits, restart)
+    async def update(
+        self,
+        ref: str,
+        *,
+        limits: Limits | None = None,
+        restart: str | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give a container other limits, at once where it runs, or another restart policy. Raises Invalid, Broken.
+
+        `asked` replaces what its spec shows as the client wrote it.
+        """
+        await self._changes.update(self._find(ref), limits, restart, asked)
+
+    async def reshape(
+        self,
+        ref: str,
+        *,
+        ports: Sequence[PortBinding] | None,
+        mounts: Sequence[Mount] | None,
+        env: Sequence[str] | None,
+        asked: Mapping[str, Any],
+    ) -> None:
+        """Give a stopped container other ports, mounts or variables; None leaves them. Raises Conflict, Invalid."""
+        await self._changes.reshape(self._find(ref), ports=ports, mounts=mounts, env=env, asked=asked)
 
     async def top(self, ref: str, words: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """List the processes of a container by ps with options `words`: (titles, rows). Raises Invalid, Conflict."""
@@ -406,27 +490,7 @@ class LocalEngine:
         self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
     ) -> AsyncIterator[LogLine]:
         """See Engine. Raises Unsupported for a container that keeps no log."""
-        life = self._find(ref)
-        record = life.record
-        if record.spec.log_driver != "cri":
-            raise Unsupported(
-                f"container {record.name}: its log driver is {record.spec.log_driver}, so there is no log"
-            )
-
-        def ending(wake: Callable[[], None]) -> Callable[[], None]:
-            life.listeners.append(wake)
-            return lambda: life.listeners.remove(wake)
-
-        return logs.read(
-            record.log_path,
-            record.spec.log_max_files,
-            self._inotify,
-            follow=follow,
-            tail=tail,
-            since=since,
-            has_ended=lambda: not life.may_write,
-            ending=ending,
-        )
+        return logs.read_life(self._find(ref), self._inotify, follow=follow, tail=tail, since=since)
 
     async def stats(self, ref: str) -> Mapping[str, int]:
         """See Engine."""
@@ -458,6 +522,10 @@ class LocalEngine:
         own_network = sandbox.spec.network != "host"
         return used, traffic(run.process.pid) if own_network else {}, system_cpu_ns()
 
+    def log_size(self, ref: str) -> int:
+        """Count the bytes on disk of a container's log, with its rotated files."""
+        return rotation.size_of(self._find(ref).record)
+
     async def written(self, ref: str) -> int:
         """Count the bytes on disk that a container has written to its own layer."""
         return await self.size_of(str(self._paths.container(self._find(ref).record.id) / "upper"))
@@ -469,6 +537,15 @@ class LocalEngine:
     def events(self, *, since: float = 0.0) -> AsyncIterator[EngineEvent]:
         """See Engine. With `since`, a time, first what is remembered from then on."""
         return self._events.read(since)
+
+    def tell(self, kind: str, action: str, id: str, attributes: Mapping[str, str]) -> None:
+        """Send an event."""
+        self._events.tell(kind, action, id, attributes)
+
+    def tell_of(self, ref: str, action: str, attributes: Mapping[str, str]) -> None:
+        """Send an event of a container, with its name, image and labels; nothing when it is not there any more."""
+        with suppress(NotFound):
+            self._containers.tell(self._find(ref), action, **attributes)
 
     async def settled(self, *, timeout_s: float = 20.0) -> None:
         """Wait until what goes on behind (clearing, deleting) is done."""
@@ -488,13 +565,6 @@ class LocalEngine:
         await self._containers.remove(life, force=True)
         await self._containers.gone(life)
 
-    async def _find_runtime(self, stack: AsyncExitStack) -> Runtime:
-        plain = spawn.plain
-        tool, watcher = await asyncio.gather(find_runtime(self.settings.runtime, plain), find("conmon", plain))
-        masked = tool.name == "crun" and spawn.needs_mask()
-        spawner = await stack.enter_async_context(spawn.Spawner(mask_controllers=masked))
-        return Runtime(spawner, tool, watcher, self._paths.runtime)
-
     def _on_exit_file(self, name: str) -> None:
         if name:
             self._containers.note_exit(name)
@@ -502,36 +572,14 @@ class LocalEngine:
         for life in self._containers.lives.all():  # events were lost
             self._containers.note_exit(life.record.id)
 
-    async def _rotate_logs(self) -> None:
-        while True:
-            await machine.sleep(self.settings.rotate_every_s)
-            running = [
-                (life.record, self._paths.bundle(life.record.id))
-                for life in self._containers.lives.all()
-                if life.is_running
-            ]
-            await asyncio.to_thread(rotation.rotate_all, running)
+    def _written_logs(self) -> rotation.Running:
+        lives = self._containers.lives.all()
+        return [(life.record, self._paths.bundle(life.record.id)) for life in lives if life.is_running]
 
     async def _settle(self) -> None:
         """What can wait until the engine serves: old deletions, and what was unpacked shortly before."""
         await self._trash.empty()
         await self._snapshots.settle()
-
-    async def _lock(self, stack: AsyncExitStack) -> None:
-        """Take the root's lock. A child that a killed engine was just spawning has it for a moment, so we ask again."""
-        fd = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        stack.callback(os.close, fd)
-        deadline = machine.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if machine.monotonic() > deadline:
-                    raise Unavailable(
-                        f"{self._paths.root}: another engine has this root; stop it first, or use another --root"
-                    ) from None
-                await machine.sleep(0.02)
 
     def _leave_no_trace(self) -> None:
         """With no container and no sandbox left, leave no mount and no cgroup either."""

@@ -1,22 +1,28 @@
 """Container logs in CRI's format, as conmon writes them: read across rotated files, followed while they grow.
 
 A line is `TIME STREAM P|F TEXT`; P marks a piece of a line that goes on, and its newline is not the process's. Rotated
-files are `LOG.1` (the newest) to `LOG.N`. conmon closes a file before the next one with the log's name appears, so whoever
-sees a new file there knows that the old one is complete. Source: Kubernetes, CRI logging proposal; conmon 2.1.
+files are `LOG.1` (the newest) to `LOG.N`, or `LOG.N.gz`. conmon closes a file before the next one with the log's name
+appears, so whoever sees a new file there knows that the old one is complete. A file that was compressed while somebody
+read it is known by its first bytes. Source: Kubernetes, CRI logging proposal; conmon 2.1.
 """
 
 import asyncio
 import contextlib
 import functools
 import os
+import zlib
 from collections.abc import AsyncIterator, Callable
 from io import FileIO
 
-from wherry.clock import machine, parse_rfc3339
+from wherry.clock import machine, parse_rfc3339, rfc3339_nano
+from wherry.engine.lives import Life
 from wherry.engine.types import LogLine
+from wherry.errors import Unsupported
 from wherry.host.engine_calls import Inotify
 
 BLOCK_BYTES = 65536
+GZ = ".gz"
+HEAD_BYTES = 64
 FOLLOW_S = 5.0
 """A follower looks again after this long even when nothing told it to."""
 
@@ -27,11 +33,13 @@ def parse(line: bytes) -> LogLine | None:
     if len(parts) != 4 or parts[1] not in (b"stdout", b"stderr") or not line.endswith(b"\n"):
         return None
     try:
-        when = _time(parts[0].decode("ascii"))
+        stamp = parts[0].decode("ascii")
+        when = _time(stamp)
     except (ValueError, UnicodeDecodeError):
         return None
     is_partial = parts[2].startswith(b"P")
-    return LogLine(when, parts[1].decode(), parts[3][:-1] if is_partial else parts[3], is_partial)
+    stamp = f"{stamp[:29]}Z" if len(stamp) == 35 and stamp.endswith("+00:00") else rfc3339_nano(when)
+    return LogLine(when, parts[1].decode(), parts[3][:-1] if is_partial else parts[3], is_partial, stamp)
 
 
 async def read(
@@ -78,6 +86,28 @@ async def read(
         reader.close()
 
 
+def read_life(life: Life, inotify: Inotify, *, follow: bool, tail: int | None, since: float) -> AsyncIterator[LogLine]:
+    """Read the log of a container. Raises Unsupported for one that keeps none."""
+    record = life.record
+    if record.spec.log_driver != "cri":
+        raise Unsupported(f"container {record.name}: its log driver is {record.spec.log_driver}, so there is no log")
+
+    def ending(wake: Callable[[], None]) -> Callable[[], None]:
+        life.listeners.append(wake)
+        return lambda: life.listeners.remove(wake)
+
+    return read(
+        record.log_path,
+        record.spec.log_max_files,
+        inotify,
+        follow=follow,
+        tail=tail,
+        since=since,
+        has_ended=lambda: not life.may_write,
+        ending=ending,
+    )
+
+
 class _Reader:
     """Where one reader stands in a log: an open file, and the bytes of a line that is not whole yet.
 
@@ -90,26 +120,31 @@ class _Reader:
         self._most = most
         self._file: FileIO | None = None
         self._rest = b""
+        self._before = b""
 
     def begin(self, tail: int | None) -> None:
         """Open the oldest file, or the place from which on there are `tail` lines."""
         opened = self._open_all()
+        chosen: FileIO | None = None
         try:
-            chosen = opened[0] if opened else None
-            if tail is not None:
+            if tail is None:
+                chosen = opened[0].content() if opened else None
+            else:
                 left = tail
-                for file in reversed(opened):
+                for each in reversed(opened):
+                    file = each.content()
                     at, found = _seek_back(file, left)
                     file.seek(at)
+                    if chosen is not None:
+                        chosen.close()
                     chosen = file
                     left -= found
                     if left <= 0:
                         break
             self._file = chosen
         finally:
-            for file in opened:
-                if file is not self._file:
-                    file.close()
+            for each in opened:
+                each.close()
 
     def lines(self) -> list[bytes]:
         """Read some whole lines; none at the present end. Goes on to the next file at the end of a rotated one."""
@@ -135,33 +170,86 @@ class _Reader:
 
     def _go_on(self, ours: FileIO) -> bool:
         """Take the file after ours, when there is one: ours is complete then. False when ours is the newest."""
-        opened = self._open_all()
-        following: FileIO | None = None
         try:
-            places = [_place(file) for file in opened]
-            mine = _place(ours)
-            if not places or places[-1] == mine or opened[-1].name != self._path:
-                return False  # nothing new, or a rotation under way: the new file is not there yet
+            seen = os.stat(self._path)
+        except FileNotFoundError:
+            return False  # a rotation under way: the new file is not there yet
+        if _place(ours) == (seen.st_dev, seen.st_ino):
+            return False
+        opened = self._open_all()
+        try:
+            if not opened or opened[-1].name != self._path:
+                return False
             if os.fstat(ours.fileno()).st_size > ours.tell():
                 return True  # written between our last read and the new file
-            following = opened[places.index(mine) + 1] if mine in places else opened[0]
+            head = _head(ours)
+            mine = next((at for at, each in enumerate(opened) if each.is_same(ours, head)), None)
+            if (
+                mine is None and not head
+            ):  # conmon has put another in the place of an empty one: it is the next of the last
+                mine = next((at for at, each in enumerate(opened) if each.begins(self._before)), None)
+            if mine == len(opened) - 1:
+                return False
+            following = opened[0 if mine is None else mine + 1].content()
+            self._before = head or self._before
             self.close()
             self._file, self._rest = following, b""
             return True
         finally:
-            for file in opened:
-                if file is not following:
-                    file.close()
+            for each in opened:
+                each.close()
 
-    def _open_all(self) -> list[FileIO]:
+    def _open_all(self) -> list["_Part"]:
         """Open each file once, oldest first."""
-        found: dict[tuple[int, int], FileIO] = {}
-        for name in (self._path, *(f"{self._path}.{number}" for number in range(1, self._most + 1))):
-            with contextlib.suppress(FileNotFoundError):
-                file = open(name, "rb", buffering=0)  # noqa: SIM115  # whoever called us closes it
-                if found.setdefault(_place(file), file) is not file:
-                    file.close()
+        found: dict[tuple[int, int], _Part] = {}
+        for number in range(self._most + 1):
+            for name in (self._path,) if number == 0 else (f"{self._path}.{number}", f"{self._path}.{number}.gz"):
+                with contextlib.suppress(FileNotFoundError):
+                    part = _Part(name)
+                    if found.setdefault(part.place, part) is not part:
+                        part.close()
+                    break
         return list(reversed(found.values()))
+
+
+class _Part:
+    """One file of a log, open; compressed ones are opened up only when they are read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._raw = open(name, "rb", buffering=0)  # noqa: SIM115  # whoever made us closes us
+        self.place = _place(self._raw)
+
+    def content(self) -> FileIO:
+        """Give its lines, as a file of the caller's own."""
+        if not self.name.endswith(GZ):
+            return FileIO(os.dup(self._raw.fileno()), "rb")
+        whole = FileIO(os.open(os.path.dirname(self.name), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+b")
+        inflate = zlib.decompressobj(31)
+        while packed := self._raw.read(BLOCK_BYTES):
+            whole.write(inflate.decompress(packed))
+        whole.write(inflate.flush())
+        whole.seek(0)
+        return whole
+
+    def is_same(self, file: FileIO, head: bytes) -> bool:
+        """Say whether `file`, which begins with `head`, has the same lines."""
+        return (not self.name.endswith(GZ) and self.place == _place(file)) or self.begins(head)
+
+    def begins(self, head: bytes) -> bool:
+        """Say whether these are its first bytes; never for none."""
+        if not head or not self.name.endswith(GZ):
+            return bool(head) and _head(self._raw) == head
+        return zlib.decompressobj(31).decompress(os.pread(self._raw.fileno(), 4096, 0), HEAD_BYTES) == head
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._raw.close()
+
+
+def _head(file: FileIO) -> bytes:
+    """Read the first bytes of a file: the time of its first line is in them, so no other file has them."""
+    return os.pread(file.fileno(), HEAD_BYTES, 0)
 
 
 def _place(file: FileIO) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from wherry.clock import machine
@@ -40,7 +40,8 @@ class Waiting:
         Raises CommandFailed or Broken with the runtime's words; then conmon has ended.
         """
         try:
-            os.write(self._start, b"\0")
+            with contextlib.suppress(BrokenPipeError):  # it has ended already; what it said is read below
+                os.write(self._start, b"\0")
             os.close(self._start)
             self._start = -1
             try:
@@ -69,8 +70,8 @@ class Waiting:
         return ""
 
 
-async def spawn(runtime: Runtime, argv: Sequence[str], bundle: Path, enter: Callable[[int], None]) -> Waiting:
-    """Spawn conmon up to the point where it waits; `enter` moves it to its cgroup. Raises Broken."""
+async def spawn(runtime: Runtime, argv: Sequence[str], bundle: Path) -> Waiting:
+    """Spawn conmon up to the point where it waits. Raises Broken."""
     start_read, start_write = os.pipe2(os.O_CLOEXEC)
     sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(sync_read, False)
@@ -96,7 +97,6 @@ async def spawn(runtime: Runtime, argv: Sequence[str], bundle: Path, enter: Call
         identity = processes.identify(child.pid)
         if identity is None:
             raise Broken(f"conmon ended at once: {(bundle / 'conmon.err').read_text(errors='replace')[-1000:]}")
-        enter(child.pid)
     except BaseException:
         os.close(start_write)
         os.close(sync_read)

@@ -6,35 +6,45 @@ network that it is on; all else is asked of the machine's resolvers, unless ther
 
 import random
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 
 from wherry.network import dns_wire
 from wherry.network.dns import DnsServer
 from wherry.network.dns_wire import NAME_ERROR, Record
 from wherry.network.zone import TTL_S, Found, Zone
 
-_REVERSE = ".in-addr.arpa"
+_REVERSES = (".in-addr.arpa", ".ip6.arpa")
 
 
 class Names(Zone):
-    """What one asker may know. `addresses_of` finds a name, `name_of` an address; `inside`: it has no way out."""
+    """What one asker may know. `addresses_of` finds a name, `name_of` an address; `inside`: it has no way out.
+
+    `servers` are asked for the names of the world instead of the machine's own.
+    """
 
     def __init__(
-        self, addresses_of: Callable[[str], Sequence[str]], name_of: Callable[[str], str], *, inside: bool
+        self,
+        addresses_of: Callable[[str], Sequence[str]],
+        name_of: Callable[[str], str],
+        *,
+        inside: bool,
+        servers: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.servers = servers
         self._addresses_of, self._named, self._inside_only = addresses_of, name_of, inside
 
     def lookup(self, name: str, kind: int) -> Found | None:
         """See Zone."""
         records: list[Record] = []
-        if name.endswith(_REVERSE):
-            target = self._named(_address_in(name))
+        if name.endswith(_REVERSES):
+            target = self._named(address_in(name))
             records = [dns_wire.ptr(name, target, TTL_S)] if target else []
         else:
             found = list(self._addresses_of(name))
             random.shuffle(found)  # clients take the first
-            records = [dns_wire.a(name, address, TTL_S) for address in found]
+            records = [dns_wire.address(name, each, TTL_S) for each in found]
         if records:
             return Found(records=[each for each in records if kind in (each.kind, dns_wire.ANY)])
         return Found(NAME_ERROR) if self._inside_only else None
@@ -71,9 +81,12 @@ class NameServers:
             await self.remove(network)
 
 
-def _address_in(name: str) -> str:
+def address_in(name: str) -> str:
     """Read the address that a reverse name asks for; "" for none."""
-    try:
-        return str(IPv4Address(".".join(reversed(name.removesuffix(_REVERSE).split(".")))))
-    except ValueError:
-        return ""
+    with suppress(ValueError):
+        if name.endswith(_REVERSES[0]):
+            return str(IPv4Address(".".join(reversed(name.removesuffix(_REVERSES[0]).split(".")))))
+        digits = "".join(reversed(name.removesuffix(_REVERSES[1]).split(".")))
+        if len(digits) == 32:
+            return str(IPv6Address(int(digits, 16)))
+    return ""

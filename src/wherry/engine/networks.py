@@ -10,17 +10,18 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 
 from wherry.clock import machine
+from wherry.engine import pools
 from wherry.engine.events import Events
 from wherry.engine.names import Names, NameServers
 from wherry.engine.records import Records
-from wherry.engine.types import Endpoint, Join, Network, NetworkSpec, SandboxSpec
+from wherry.engine.types import Endpoint, Join, Network, NetworkSpec, Pool, SandboxSpec
 from wherry.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, Unsupported, WherryError
 from wherry.network.bridges import Bridges, bridge_link, port_link
 from wherry.network.ports import Ports
-from wherry.network.types import BridgeNetwork, BridgePort, PortBinding, PublishedPort
+from wherry.network.types import BridgeNetwork, BridgePort, PortBinding, PortTarget, PublishedPort
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_. -]*[a-zA-Z0-9_.-])?")
@@ -49,7 +50,13 @@ class Networks:
         names_of: Callable[[str], Sequence[str]],
     ) -> None:
         self._records, self._events, self._networking, self._names_of = records, events, networking, names_of
+        self.resolvers: dict[str, Sequence[str]] = {}
+        """By sandbox, the DNS servers that it asks for the world's names instead of the machine's."""
+        self.netns_of: Callable[[str], tuple[str, bool]] = lambda sandbox: ("", False)
+        """The path of a sandbox's network namespace ("" while there is none), and whether it is on the pod network."""
         self._rows: dict[str, Network] = {}
+        self._by_address: dict[str, str] = {}
+        self._steady: dict[str, dict[str, list[str]]] = {}
         self._servers = NameServers(self._zone_of)
         self._taken_up = False
 
@@ -68,8 +75,9 @@ class Networks:
             self._put(replace(row, endpoints=kept))
         if self._networking is None:
             return
-        links = [each.link for row in self._rows.values() for each in row.endpoints.values()]
-        await self._networking.bridges.start([self._bridge(row) for row in self._rows.values()], links)
+        links = {each.link: row.id for row in self._rows.values() for each in row.endpoints.values()}
+        bridges = [self._bridge(row) for row in self._rows.values()]
+        await self._networking.bridges.start(bridges, links, again=self._attach_again)
         for row in self._rows.values():
             try:
                 await self._servers.add(row.id, row.spec.gateway, internal=row.spec.internal)
@@ -119,27 +127,28 @@ class Networks:
         if spec.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {spec.name} network ")
         self._check_name(spec.name)
-        check_addresses(spec)
-        own_subnet = bool(spec.subnet)
-        try:
-            subnet = await networking.bridges.subnet(str(IPv4Network(spec.subnet)) if own_subnet else "")
-        except Conflict as error:
-            raise Forbidden(error.message) from error
+        pools.check(spec)
+        if spec.link and any(self._bridge(row).link == spec.link for row in self._rows.values()):
+            raise Forbidden(f"cannot create network {spec.name}: bridge name {spec.link} is another network's")
+        own, own6 = bool(spec.subnet), bool(spec.pool6.subnet)
+        pool, pool6 = await self._claim(spec)
         try:
             self._check_name(spec.name)  # somebody may have been faster
         except AlreadyExists:
-            await networking.bridges.give_back(subnet)
+            await self._give_back(pool.subnet, pool6.subnet)
             raise
-        gateway = spec.gateway or str(_first_host(subnet))
-        row = Network(
-            self._free_id(), replace(spec, subnet=subnet, gateway=gateway), machine.now(), own_subnet=own_subnet
-        )
+        whole = replace(
+            spec, subnet=pool.subnet, gateway=pool.gateway, ip_range=pool.ip_range, reserved=pool.reserved, pool6=pool6
+        )  # fmt: skip
+        row = Network(self._free_id(), whole, machine.now(), own_subnet=own, own_subnet6=own6)
         self._put(row)
         try:
             await networking.bridges.add(self._bridge(row))
-            await self._servers.add(row.id, gateway, internal=spec.internal)
-        except BaseException:
+            await self._servers.add(row.id, pool.gateway, internal=spec.internal)
+        except BaseException as error:
             await self._unmake(row)
+            if isinstance(error, Conflict):
+                raise Forbidden(error.message) from error
             raise
         row = replace(self._rows[row.id], ready=True)
         self._put(row)
@@ -165,7 +174,34 @@ class Networks:
     def endpoints_of(self, sandbox: str) -> Sequence[Endpoint]:
         """List a sandbox's places, in the order of their interfaces."""
         found = [row.endpoints[sandbox] for row in self._rows.values() if sandbox in row.endpoints]
-        return sorted(found, key=lambda each: int(each.interface.removeprefix("eth")))
+        return sorted(found, key=lambda each: _number_of(each.interface))
+
+    def way_out(self, sandbox: str, *, six: bool = False, on_pods: bool = False) -> Endpoint | None:
+        """Find the place that leads a sandbox to everywhere; None: there is none, or it is the pod network (`on_pods`).
+
+        The highest priority leads, then the first name, as with Docker; the pod network leads unless one is above 0.
+        """
+        found = [
+            each
+            for each in self.endpoints_of(sandbox)
+            if not self._rows[each.network].spec.internal and (each.address6 or not six)
+        ]
+        best = min(found, key=lambda each: (-each.priority, each.name), default=None)
+        return None if best is not None and on_pods and not six and best.priority <= 0 else best
+
+    async def lead(self, sandbox: str, netns: str, pods: tuple[str, str] | None) -> None:
+        """Lead a sandbox out, and its ports in, after a change. `pods`: its address and gateway on the pod network."""
+        networking = self._need()
+        for six in (False, True):
+            place = self.way_out(sandbox, six=six, on_pods=pods is not None)
+            if netns and place is not None:
+                gateway = place.gateway6 if six else place.gateway
+                await networking.bridges.set_way_out(netns, place.interface, gateway)
+            elif netns and pods is not None and not six:
+                await networking.bridges.set_way_out(netns, "eth0", pods[1])
+        if networking.ports.of(sandbox):
+            ports = await networking.ports.retarget(sandbox, self._target(sandbox, pods))
+            self._records.put_ports(sandbox, ports)
 
     async def join_all(self, sandbox: str, netns: str, spec: SandboxSpec, *, on_pods: bool) -> Sequence[Endpoint]:
         """Put a sandbox on its networks, as it was before or as `spec` says. Raises NotFound, Forbidden, Broken."""
@@ -173,8 +209,9 @@ class Networks:
         for each in before:
             await self._attach(self._rows[each.network], sandbox, each, netns, on_pods=on_pods)
         if not before:
-            for join in spec.networks:
-                await self.join(sandbox, netns, join, on_pods=on_pods)
+            for place, join in enumerate(spec.networks):
+                mac = join.mac or (spec.mac if place == 0 and not on_pods else "")
+                await self.join(sandbox, netns, replace(join, mac=mac), on_pods=on_pods)
         return self.endpoints_of(sandbox)
 
     async def join(self, sandbox: str, netns: str, join: Join, *, on_pods: bool) -> Endpoint:
@@ -186,27 +223,33 @@ class Networks:
         if sandbox in row.endpoints:
             name = (*self._names_of(sandbox), sandbox[:12])[0]
             raise Forbidden(f"endpoint with name {name} already exists in network {row.spec.name}")
-        address = self._choose(row, join.address)
-        used = {each.interface for each in self.endpoints_of(sandbox)} | ({"eth0"} if on_pods else set())
-        interface = next(f"eth{number}" for number in range(len(used) + 1) if f"eth{number}" not in used)
-        prefix = IPv4Network(row.spec.subnet).prefixlen
+        address, address6 = pools.choose(row, join.address), pools.choose(row, join.address6, six=True)
+        if join.address6 and not address6:
+            raise Invalid(f"Invalid address {join.address6}: It does not belong to any of this network's subnets")
+        used = {_number_of(each.interface) for each in self.endpoints_of(sandbox)} | ({0} if on_pods else set())
+        number = next(number for number in range(len(used) + 1) if number not in used)
+        spec = row.spec
         endpoint = Endpoint(
-            row.id, row.spec.name, self._free_link(row, sandbox), interface, address, row.spec.gateway, prefix,
-            tuple(join.aliases), bool(join.address),
+            row.id, spec.name, self._free_link(row, sandbox), f"{spec.interface}{number}", address, spec.gateway,
+            ip_network(spec.subnet).prefixlen, tuple(join.aliases), bool(join.address), address6, spec.pool6.gateway,
+            ip_network(spec.pool6.subnet).prefixlen if address6 else 0, bool(join.address6), pools.check_mac(join.mac),
+            join.priority,
         )  # fmt: skip
         self._put(replace(row, endpoints={**row.endpoints, sandbox: endpoint}))
         try:
-            await self._attach(row, sandbox, endpoint, netns, on_pods=on_pods)
+            if netns:
+                await self._attach(row, sandbox, endpoint, netns, on_pods=on_pods)
         except BaseException:
             self._drop_endpoint(row.id, sandbox)
             raise
-        self._events.tell(
-            "network", "connect", row.id, {"container": sandbox, "name": row.spec.name, "type": row.driver}
-        )
+        if self._names_of(sandbox):  # else it is told of when the container starts
+            self._events.tell(
+                "network", "connect", row.id, {"container": sandbox, "name": row.spec.name, "type": row.driver}
+            )
         return endpoint
 
-    async def leave(self, sandbox: str, network: str, netns: str) -> None:
-        """Take a sandbox off one network; what is left leads it out. Raises NotFound, Forbidden."""
+    async def leave(self, sandbox: str, network: str) -> None:
+        """Take a sandbox off one network; `lead` it out afterwards. Raises NotFound, Forbidden."""
         networking = self._need()
         row = self.find(network)
         endpoint = row.endpoints.get(sandbox)
@@ -215,19 +258,16 @@ class Networks:
         await networking.bridges.detach(endpoint.link)
         self._drop_endpoint(row.id, sandbox)
         self._tell_left(row, sandbox)
-        left = next((each for each in self.endpoints_of(sandbox) if not self._rows[each.network].spec.internal), None)
-        if left is not None and netns:
-            await networking.bridges.set_way_out(netns, left.interface, left.gateway)
 
     async def leave_all(self, sandbox: str) -> None:
         """Take a sandbox off everything, its ports too; it is going."""
         self.unpublish(sandbox)
+        self.resolvers.pop(sandbox, None)
         for endpoint in self.endpoints_of(sandbox):
             await self._need().bridges.detach(endpoint.link)
             row = self._rows.get(endpoint.network)
             if row is not None:
                 self._drop_endpoint(row.id, sandbox)
-                self._tell_left(row, sandbox)
 
     # ports ------------------------------------------------------------------------------------------------------------
     def ports_of(self, sandbox: str) -> Sequence[PublishedPort]:
@@ -243,15 +283,16 @@ class Networks:
         if not wanted or spec.network not in ("pod", "user"):
             return
         networking = self._need()
-        places = [each for each in self.endpoints_of(sandbox) if not self._rows[each.network].spec.internal]
-        if pod_address and spec.network == "pod":
-            address, gateway = pod_address, pod_gateway
-        elif places:
-            address, gateway = places[0].address, places[0].gateway
-        else:
+        pods = (pod_address, pod_gateway) if pod_address and spec.network == "pod" else None
+        target = self._target(sandbox, pods)
+        if not target.address:
             return  # an internal network publishes nothing
+        place = self.way_out(sandbox, on_pods=pods is not None)
+        usual = self._rows[place.network].spec.host_address if place is not None else ""
         try:
-            ports = await networking.ports.publish(sandbox, wanted, address, gateway)
+            ports = await networking.ports.publish(
+                sandbox, [each if each.host_address else replace(each, host_address=usual) for each in wanted], target
+            )
         except Conflict as error:
             name = (*self._names_of(sandbox), sandbox[:12])[0]
             raise Conflict(
@@ -266,6 +307,33 @@ class Networks:
             self._records.put_ports(sandbox, ())
 
     # inside -----------------------------------------------------------------------------------------------------------
+    def _target(self, sandbox: str, pods: tuple[str, str] | None) -> PortTarget:
+        """Say where a sandbox's ports lead."""
+        place, six = (self.way_out(sandbox, six=six, on_pods=pods is not None) for six in (False, True))
+        address, gateway = (place.address, place.gateway) if place is not None else pods or ("", "")
+        return PortTarget(address, gateway, six.address6, six.gateway6) if six else PortTarget(address, gateway)
+
+    async def _claim(self, spec: NetworkSpec) -> tuple[Pool, Pool]:
+        """Claim a network's subnets: of IPv4, and of IPv6 where it has that."""
+        bridges = self._need().bridges
+        pool, pool6 = pools.tidy(spec.pool), pools.tidy(spec.pool6)
+        try:
+            pool = replace(pool, subnet=await bridges.subnet(pool.subnet))
+            if spec.ipv6:
+                try:
+                    pool6 = replace(pool6, subnet=await bridges.subnet(pool6.subnet, six=True))
+                except BaseException:
+                    await bridges.give_back(pool.subnet)
+                    raise
+        except Conflict as error:
+            raise Forbidden(error.message) from error
+        pool = replace(pool, gateway=pool.gateway or pools.first_host(pool.subnet))
+        return pool, replace(pool6, gateway=pool6.gateway or pools.first_host(pool6.subnet)) if spec.ipv6 else Pool()
+
+    async def _give_back(self, *subnets: str) -> None:
+        for subnet in filter(None, subnets):
+            await self._need().bridges.give_back(subnet)
+
     def _need(self) -> Networking:
         if self._networking is None:
             raise Unsupported("this engine has no networks of its own and publishes no ports")
@@ -280,7 +348,7 @@ class Networks:
         found: list[Network] = []
         for name, driver in PREDEFINED.items():
             mine = subnet if name == "bridge" else ""
-            gateway = str(_first_host(mine)) if mine else ""
+            gateway = pools.first_host(mine) if mine else ""
             id = sha256(f"wherry/{name}".encode()).hexdigest()
             found.append(Network(id, NetworkSpec(name, mine, gateway), 0.0, driver, predefined=True))
         return found
@@ -299,35 +367,25 @@ class Networks:
 
     def _bridge(self, row: Network) -> BridgeNetwork:
         spec = row.spec
-        link = bridge_link(self._need().instance, row.id)
-        return BridgeNetwork(row.id, link, spec.subnet, spec.gateway, spec.mtu, spec.internal, spec.masquerade)
-
-    def _choose(self, row: Network, wanted: str) -> str:
-        spec = row.spec
-        network = IPv4Network(spec.subnet)
-        taken = {each.address for each in row.endpoints.values()} | {spec.gateway, *spec.reserved.values()}
-        if wanted:
-            if not row.own_subnet:
-                raise Invalid(
-                    "user specified IP address is supported only when connecting to networks with user configured subnets"
-                )
-            if _address(wanted) not in network:
-                raise Invalid(f"Invalid address {wanted}: It does not belong to any of this network's subnets")
-            if wanted in taken:
-                raise Forbidden("Address already in use")
-            return wanted
-        pool = IPv4Network(spec.ip_range) if spec.ip_range else network
-        for address in pool:
-            if address in (network.network_address, network.broadcast_address) or str(address) in taken:
-                continue
-            return str(address)
-        raise Forbidden(f"no available IPv4 addresses on this network's address pools: {spec.name} ({row.id})")
+        link = spec.link or bridge_link(self._need().instance, row.id)
+        return BridgeNetwork(
+            row.id, link, spec.subnet, spec.gateway, spec.mtu, spec.internal, spec.masquerade, spec.pool6.subnet,
+            spec.pool6.gateway, spec.icc,
+        )  # fmt: skip
 
     async def _attach(self, row: Network, sandbox: str, endpoint: Endpoint, netns: str, *, on_pods: bool) -> None:
-        others = [each for each in self.endpoints_of(sandbox) if not self._rows[each.network].spec.internal]
-        first = not on_pods and bool(others) and others[0].network == row.id
-        port = BridgePort(endpoint.link, endpoint.interface, endpoint.address)
-        await self._need().bridges.attach(self._bridge(row), port, netns, is_way_out=first)
+        ways = [self.way_out(sandbox, six=six, on_pods=on_pods) for six in (False, True)]
+        leads, leads6 = (way is not None and way.network == row.id for way in ways)
+        port = BridgePort(endpoint.link, endpoint.interface, endpoint.address, endpoint.address6, endpoint.mac)
+        await self._need().bridges.attach(self._bridge(row), port, netns, is_way_out=leads, is_way_out6=leads6)
+
+    async def _attach_again(self, link: str) -> None:
+        """Make a link anew that somebody took away."""
+        for row in tuple(self._rows.values()):
+            for sandbox, endpoint in row.endpoints.items():
+                netns, on_pods = self.netns_of(sandbox) if endpoint.link == link else ("", False)
+                if netns:
+                    await self._attach(row, sandbox, endpoint, netns, on_pods=on_pods)
 
     async def _unmake(self, row: Network) -> None:
         networking = self._need()
@@ -343,8 +401,9 @@ class Networks:
 
     async def _forget(self, row: Network) -> None:
         if self._networking is not None:
-            await self._networking.bridges.give_back(row.spec.subnet)
+            await self._give_back(row.spec.subnet, row.spec.pool6.subnet)
         self._records.drop_network(row.id)
+        self._index()
 
     def _tell_left(self, row: Network, sandbox: str) -> None:
         said = {"container": sandbox, "name": row.spec.name, "type": row.driver}
@@ -358,34 +417,46 @@ class Networks:
     def _put(self, row: Network) -> None:
         self._records.put_network(row)
         self._rows[row.id] = row
+        self._index()
+
+    def _index(self) -> None:
+        """Find askers and names that do not change with their containers: ids and aliases."""
+        self._by_address = {each.address: id for row in self._rows.values() for id, each in row.endpoints.items()}
+        self._steady = {}
+        for row in self._rows.values():
+            known = self._steady[row.id] = dict[str, list[str]]()
+            for sandbox, endpoint in row.endpoints.items():
+                for name in {sandbox, sandbox[:12], *(each.lower() for each in endpoint.aliases)}:
+                    known.setdefault(name, []).append(sandbox)
 
     # names ------------------------------------------------------------------------------------------------------------
     def _zone_of(self, client: str) -> Names:
         """Say what the asker at an address may know."""
-        asker = next(
-            (id for row in self._rows.values() for id, each in row.endpoints.items() if each.address == client), ""
-        )
+        asker = self._by_address.get(client, "")
         rows = [row for row in self._rows.values() if asker in row.endpoints]
         inside = bool(rows) and all(row.spec.internal for row in rows)
-        return Names(lambda name: self._addresses(rows, name), lambda address: self._name(rows, address), inside=inside)
+        return Names(
+            lambda name: self._addresses(rows, name), lambda address: self._name(rows, address), inside=inside,
+            servers=self.resolvers.get(asker, ()),
+        )  # fmt: skip
 
     def _addresses(self, rows: Sequence[Network], name: str) -> Sequence[str]:
         found: list[str] = []
         for row in rows:
+            wanted = (name, name.removesuffix(f".{row.spec.name.lower()}"))
+            steady = self._steady.get(row.id, {})
+            mine = {sandbox for each in wanted for sandbox in steady.get(each, ())}
             for sandbox, endpoint in row.endpoints.items():
                 names = self._names_of(sandbox)
-                if not names:
-                    continue
-                known = {each.lower() for each in (*names, sandbox, sandbox[:12], *endpoint.aliases)}
-                if name in known or name.removesuffix(f".{row.spec.name.lower()}") in known:
-                    found.append(endpoint.address)
-        return list(dict.fromkeys(found))
+                if names and (sandbox in mine or names[0].lower() in wanted):
+                    found += [endpoint.address, endpoint.address6]
+        return [each for each in dict.fromkeys(found) if each]
 
     def _name(self, rows: Sequence[Network], address: str) -> str:
         for row in rows:
             for sandbox, endpoint in row.endpoints.items():
                 names = self._names_of(sandbox)
-                if endpoint.address == address and names:
+                if address in (endpoint.address, endpoint.address6) and names:
                     return f"{names[0]}.{row.spec.name}"
         return ""
 
@@ -403,41 +474,6 @@ def wishes(spec: SandboxSpec) -> Sequence[PortBinding]:
     return wanted
 
 
-def check_addresses(spec: NetworkSpec) -> None:
-    """Refuse addresses that do not fit together. Raises Invalid, Unsupported."""
-    if not spec.subnet:
-        if spec.gateway or spec.ip_range or spec.reserved:
-            raise Invalid(f"network {spec.name}: a gateway, range or reserved address needs a subnet")
-        return
-    if ":" in spec.subnet:
-        raise Unsupported(f"network {spec.name}: subnet {spec.subnet}: IPv6 networks are not supported by wherry yet")
-    try:
-        network = IPv4Network(spec.subnet, strict=False)
-    except ValueError as error:
-        raise Invalid(f"invalid subnet {spec.subnet}: {error}") from error
-    if str(network) != spec.subnet:
-        raise Invalid(f"invalid subnet {spec.subnet}: it should be {network}")
-    if network.prefixlen > 30 or network.prefixlen < 8:
-        raise Invalid(f"invalid subnet {spec.subnet}: a prefix from 8 to 30 is supported")
-    named: Mapping[str, str] = {"gateway": spec.gateway, **spec.reserved}
-    for what, text in named.items():
-        if text and _address(text) not in network:
-            raise Invalid(f"no matching subnet for {what} {text}")
-    if spec.ip_range:
-        try:
-            fits = IPv4Network(spec.ip_range).subnet_of(network)
-        except ValueError as error:
-            raise Invalid(f"invalid range {spec.ip_range}: {error}") from error
-        if not fits:
-            raise Invalid(f"no matching subnet for range {spec.ip_range}")
-
-
-def _address(text: str) -> IPv4Address:
-    try:
-        return IPv4Address(text)
-    except ValueError:
-        raise Invalid(f"invalid IPv4 address: {text}") from None
-
-
-def _first_host(subnet: str) -> IPv4Address:
-    return IPv4Network(subnet)[1]
+def _number_of(interface: str) -> int:
+    """Read the number at the end of a link's name."""
+    return int(interface[len(interface.rstrip("0123456789")) :])

@@ -1,7 +1,15 @@
 """Where the engine keeps what. `root` outlives a reboot, `run` need not."""
 
+import fcntl
+import os
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from wherry.clock import machine
+from wherry.errors import Broken, Unavailable
+
+LOCK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,13 @@ class Paths:
         return self.run / "sandboxes" / id
 
     def make(self) -> None:
-        """Make all directories, for root alone."""
+        """Make all directories, for root alone. Raises Broken."""
+        try:
+            self._make()
+        except OSError as error:
+            raise Broken(f"the engine's directory {error.filename} cannot be made: {error.strerror}") from error
+
+    def _make(self) -> None:
         for directory in (self.root, self.run):
             directory.mkdir(parents=True, exist_ok=True)
         for directory in (
@@ -83,3 +97,24 @@ class Paths:
             self.run / "sandboxes",
         ):
             directory.mkdir(mode=0o700, exist_ok=True)
+        os.close(os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+async def lock(paths: Paths, stack: AsyncExitStack) -> None:
+    """Take the root's lock until `stack` closes. Raises Unavailable when another engine has it.
+
+    A child that a killed engine was just spawning has it for a moment, so we ask again.
+    """
+    fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    deadline = machine.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if machine.monotonic() > deadline:
+                raise Unavailable(
+                    f"{paths.root}: another engine has this root; stop it first, or use another --root"
+                ) from None
+            await machine.sleep(0.02)

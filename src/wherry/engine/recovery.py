@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from wherry.engine import restarts
+from wherry.engine import execs, restarts
 from wherry.engine.adoption import Seen, Verdict, judge
 from wherry.engine.containers import Containers
 from wherry.engine.lives import Life, Run
@@ -58,7 +58,7 @@ class Recovery:
         has_monitor = record.monitor is not None and processes.is_alive(record.monitor)
         status = ""
         if record.stage is Stage.STARTING and has_monitor:
-            status = await self._runs.runtime.status(record.id)
+            status = await self._runs.runtime_of(record).status(record.id)
         verdict = judge(record, Seen(has_monitor, self._runs.has_exit(record.id), status))
         log.debug("container %s: was %s, is %s", record.id[:12], record.stage.value, verdict.value)
         match verdict:
@@ -92,9 +92,14 @@ class Recovery:
             exit = self._runs.read_exit(record, sandbox)  # it ended between two looks
             self._containers.end(life, exit or self._runs.lost_exit(record, sandbox, "it ended as the engine came up"))
             return
+        sandbox = self._containers.sandbox_of(record)
+        if sandbox is not None and not record.paused:  # the engine was killed while it held it still, for a commit
+            await self._runs.freeze(record, sandbox, frozen=False)
         self._write(life, replace(record, stage=stage))
         self._containers.watch(life, Run(record.monitor, record.process, fd))
         self._containers.note_exit(record.id)
+        if left := execs.sweep(self._paths.bundle(record.id), record.id):
+            log.info("container %s: %d exec sessions went with the engine before", record.id[:12], left)
         if stage is Stage.STARTED and life.is_running:
             self._containers.on_started(life)
 
@@ -134,13 +139,14 @@ class Recovery:
     async def _clear_strays(self, monitors: Mapping[str, Identity]) -> None:
         """Take away bundles and sandboxes that have no row: a database that was lost, or files put there by hand."""
         for name in os.listdir(self._paths.bundles):
-            if self._containers.lives.get(name) is not None:
+            if self._containers.lives.get(name) is not None or name in self._records.unreadable:
                 continue
             log.warning("container %s has no record: taking it away", name[:12])
             try:
                 if name in monitors:
                     await processes.end(monitors[name], grace_s=0.0)
-                await self._runs.runtime.delete(name)
+                for runtime in self._runs.runtimes.all.values():
+                    await runtime.delete(name)
                 await self._runs.clear_bundle(name)
             except WherryError as error:
                 log.warning("container %s: %s", name[:12], error.message)
@@ -148,6 +154,8 @@ class Recovery:
             if not self._containers.in_sandbox(id):
                 self._tasks.start(self._sandboxes.remove(id), f"remove sandbox {id}", settling=True)
         for id in self._sandboxes.strays():
+            if id in self._records.unreadable:
+                continue
             log.warning("sandbox %s has no record: taking it away", id)
             try:
                 await self._sandboxes.clear_stray(id)

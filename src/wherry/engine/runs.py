@@ -17,16 +17,17 @@ from typing import Any
 import msgspec
 
 from wherry.clock import machine
-from wherry.engine import capabilities, devices, monitor, seccomp, ulimits, users
+from wherry.engine import capabilities, devices, monitor, seccomp, tags, ulimits, users
 from wherry.engine import spec as specs
 from wherry.engine.joins import Joined
 from wherry.engine.paths import Paths
 from wherry.engine.records import ContainerRecord, SandboxRecord
-from wherry.engine.runtime import Runtime
-from wherry.engine.sandboxes import Sandboxes, host_limits
+from wherry.engine.runtime import CommandFailed, Runtime, Runtimes
+from wherry.engine.sandboxes import Sandboxes
 from wherry.engine.settings import EngineSettings
 from wherry.engine.snapshots import Snapshots
-from wherry.engine.types import Exit, Limits, Mount
+from wherry.engine.sources import Sources
+from wherry.engine.types import Exit, Limits
 from wherry.engine.volumes import Volumes
 from wherry.errors import Broken, Invalid, NotFound
 from wherry.host import cgroups, engine_calls, engine_filters, engine_usage, mounts, processes
@@ -36,11 +37,12 @@ from wherry.host.spawn import Child
 log = logging.getLogger(__name__)
 
 MONITOR_END_S = 5.0
+CREATE_FAILED = 128
 LOST_CODE = 255
 """The exit code of a container whose end nobody has seen."""
-STAGED = "source-"
-LOG_BYTES_WITHOUT_US = 1 << 30
-"""conmon empties a log of this size by itself: only for the time when no engine is there to rotate it."""
+LOG_BYTES_WITHOUT_US = 128 << 20
+"""conmon empties a log of this size by itself: while no engine is there to rotate it, or it is written at over 100 MB/s."""
+JOURNAL = "/run/systemd/journal/socket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Runs:
     def __init__(
         self,
         paths: Paths,
-        runtime: Runtime,
+        runtimes: Runtimes,
         groups: cgroups.Cgroups,
         snapshots: Snapshots,
         sandboxes: Sandboxes,
@@ -66,18 +68,23 @@ class Runs:
         settings: EngineSettings,
     ) -> None:
         self._paths = paths
-        self.runtime = runtime
+        self.runtimes = runtimes
         self._groups = groups
         self._snapshots = snapshots
         self._sandboxes = sandboxes
         self._volumes = volumes
         self._settings = settings
-        self._filters: dict[tuple[str, tuple[str, ...]], tuple[Mapping[str, Any], str]] = {}
+        self._filters: dict[tuple[str, tuple[str, ...], bool], tuple[Mapping[str, Any], str]] = {}
         self._available = capabilities.own()
+        self._sources = Sources(paths, volumes, snapshots)
 
     def open(self) -> None:
         """Make the group that all conmons are in."""
         self._groups.create("conmon")
+
+    def runtime_of(self, record: ContainerRecord) -> Runtime:
+        """Say which runtime a container lives in."""
+        return self.runtimes.named(record.spec.runtime)
 
     def group(self, record: ContainerRecord, sandbox: SandboxRecord) -> str:
         """Name a container's cgroup, relative to the engine's."""
@@ -99,32 +106,50 @@ class Runs:
         bundle = self._paths.bundle(record.id)
         bundle.mkdir(mode=0o700, exist_ok=True)
         (self._paths.exits / record.id).unlink(missing_ok=True)
-        self._check_mounts(record)
+        self._sources.check(record)
         self._snapshots.mount(record.id, record.layers)
-        if not record.acknowledged and any(mount.kind == "volume" and mount.copy for mount in record.spec.mounts):
+        has_volumes = any(mount.kind == "volume" and mount.copy for mount in record.spec.mounts)
+        if has_volumes and (record.fills or not record.acknowledged):
             root = os.open(bundle / "rootfs", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 await self._volumes.fill(record, root)
             finally:
                 os.close(root)
-        sources = self._stage(record, bundle)
+        user_namespace = {**self._sandboxes.namespaces(sandbox), **others.namespaces}.get("user", "")
+        if sandbox.ids is not None:
+            os.chown(bundle, 0, sandbox.ids.base)
+            bundle.chmod(0o710)
+        runtime = self.runtime_of(record)
+        sources = self._sources.stage(record, bundle, user_namespace, is_masked=runtime.spawner.is_masked)
         document, made_points = self._document(record, sandbox, image, sources, others)
+        document["process"]["env"][:0] = others.env
+        if sandbox.ids is not None:
+            self._snapshots.remount(record.id, record.layers, sandbox.ids, user_namespace)
         for name, path in record.spec.env_files.items():
             document["process"]["env"].append(f"{name}={Path(path).read_text(errors='surrogateescape')}")
         (bundle / "config.json").write_bytes(msgspec.json.encode(document))
+        await self._allow_realtime(record, sandbox, record.spec.limits)
         argv = self._monitor_argv(record, bundle)
-        waiting = await monitor.spawn(self.runtime, argv, bundle, lambda pid: self._groups.enter("conmon", pid))
+        waiting = await monitor.spawn(runtime, argv, bundle)
+        # A tree of cgroup v1 takes a millisecond to move into, and there are ten: meanwhile conmon may begin.
+        entering = asyncio.create_task(asyncio.to_thread(self._groups.enter, "conmon", waiting.identity.pid))
         try:
             spawned(waiting.identity, made_points)
             pid = await waiting.go(f"container {record.name} ({record.argv[0]})", self._settings.create_timeout_s)
+            await asyncio.shield(entering)
             process = processes.identify(pid)
             if process is None:
                 raise Broken(f"container {record.name}: its process ended before it was started")
+            if record.spec.limits.blkio_weight is not None or record.spec.limits.io_weights:
+                await asyncio.to_thread(self._groups.weigh, self.group(record, sandbox), record.spec.limits)
         except BaseException:
             waiting.close()
             with suppress(Broken):
                 await asyncio.shield(waiting.child.end())
             waiting.child.close()
+            await asyncio.wait((entering,))
+            if not entering.cancelled():
+                entering.exception()  # it is no news that one which has ended cannot be moved
             raise
         return Made(waiting.child, waiting.identity, process)
 
@@ -135,13 +160,14 @@ class Runs:
         ):
             await processes.end(record.monitor, grace_s=0.0)
         group = self.group(record, sandbox) if sandbox is not None else ""
+        runtime = self.runtime_of(record)
         try:
-            await self.runtime.delete(record.id)
+            await runtime.delete(record.id)
         except Broken:
             if group:
                 await asyncio.to_thread(self._groups.kill, group)
             with suppress(FileNotFoundError):
-                shutil.rmtree(self.runtime.state / record.id)
+                shutil.rmtree(runtime.state / record.id)
         if group:
             await asyncio.to_thread(self._remove_group, group)
         await self.clear_bundle(record.id)
@@ -149,14 +175,9 @@ class Runs:
     async def clear_bundle(self, id: str) -> None:
         """Take away a run's mount, bundle and exit file; nothing if they are not there."""
         bundle = self._paths.bundle(id)
-        mounts.unmount(str(bundle / "rootfs"))
-        for staged in sorted(bundle.glob(f"{STAGED}*")):  # somebody's files: never delete what is still mounted
-            while mounts.unmount(str(staged)):
-                pass
-            try:
-                staged.rmdir() if staged.is_dir() else staged.unlink()
-            except OSError as error:
-                raise Broken(f"{staged}: it is to be an empty mount point: {error.strerror}") from error
+        await asyncio.to_thread(mounts.unmount, str(bundle / "rootfs"))  # the kernel takes its time
+        self._snapshots.unmount_parts(id)
+        self._sources.clear(bundle)
         with suppress(FileNotFoundError):
             await asyncio.to_thread(shutil.rmtree, bundle)
         (self._paths.exits / id).unlink(missing_ok=True)
@@ -192,7 +213,8 @@ class Runs:
 
     async def limit(self, record: ContainerRecord, sandbox: SandboxRecord, limits: Limits) -> None:
         """Set the limits of a made container."""
-        await asyncio.to_thread(self._groups.limit, self.group(record, sandbox), host_limits(limits))
+        await self._allow_realtime(record, sandbox, limits)
+        await asyncio.to_thread(self._groups.limit, self.group(record, sandbox), limits)
 
     def processes(self, record: ContainerRecord, sandbox: SandboxRecord) -> Sequence[int]:
         """List the pids in its cgroup."""
@@ -206,60 +228,13 @@ class Runs:
         """Read all its counters. Blocks for a few file reads."""
         return engine_usage.detail(self._groups, self.group(record, sandbox))
 
+    def environment(self, id: str) -> Sequence[str]:
+        """Read the variables that a running container was started with."""
+        return list(self.process_document(id)["env"])
+
     def process_document(self, id: str) -> Mapping[str, Any]:
         """Read `process` of the running container's runtime-spec."""
         return msgspec.json.decode((self._paths.bundle(id) / "config.json").read_bytes())["process"]
-
-    def _stage(self, record: ContainerRecord, bundle: Path) -> dict[str, str]:
-        """Bind those sources once more that the runtime could not see where it runs.
-
-        Its mount namespace was copied when the engine started (see host/spawn.py): what was mounted later it sees only on
-        shared mounts, as the run directory is.
-        """
-        binds = {mount.source: mount for mount in record.spec.mounts if mount.kind == "bind"}
-        for mount in record.spec.mounts:
-            if mount.kind == "volume":
-                binds[str(self._volumes.place(mount.source))] = mount
-        if not binds or not self.runtime.spawner.is_masked:
-            return {}
-        points = mounts.table()
-        staged: dict[str, str] = {}
-        for source, mount in binds.items():
-            if mounts.containing(os.path.realpath(source), points).shared:
-                continue
-            target = bundle / f"{STAGED}{len(staged)}"
-            if os.path.isdir(source):
-                target.mkdir()
-            else:
-                target.touch()
-            mounts.bind(source, str(target), recursive=mount.recursive)
-            if spread_of(mount).lstrip("r") == "slave":
-                mounts.propagate(str(target), "slave", recursive=True)
-            staged[source] = str(target)
-        return staged
-
-    def _check_mounts(self, record: ContainerRecord) -> None:
-        """Make the sources that are to be made; refuse those that are not there, and what cannot spread."""
-        for mount in record.spec.mounts:
-            if mount.kind == "volume" and not (place := self._volumes.place(mount.source)).is_dir():
-                raise Invalid(f"container {record.name}: volume {mount.source}: its directory {place} is not there")
-            if mount.kind != "bind":
-                continue
-            if mount.create and not os.path.lexists(mount.source):
-                os.makedirs(mount.source, exist_ok=True)
-            if not os.path.exists(mount.source):
-                raise Invalid(
-                    f"container {record.name}: invalid mount: bind source path does not exist: {mount.source}"
-                )
-            spread = spread_of(mount).lstrip("r")
-            if spread in ("shared", "slave"):
-                real = os.path.realpath(mount.source)
-                around = mounts.containing(real, mounts.table())
-                if not around.shared:
-                    raise Invalid(
-                        f"container {record.name}: path {mount.source} is mounted on {around.target} but it is not a "
-                        "shared mount"
-                    )
 
     def _was_oom(self, record: ContainerRecord, sandbox: SandboxRecord | None) -> bool:
         if (self._paths.bundle(record.id) / "oom").exists():
@@ -280,13 +255,21 @@ class Runs:
             Path(record.log_path).parent.mkdir(parents=True, exist_ok=True)
             log = f"k8s-file:{record.log_path}"
         budget = spec.log_max_bytes * max(1, spec.log_max_files)
-        argv = self.runtime.monitor_argv(
+        argv = self.runtime_of(record).monitor_argv(
             record.id,
             bundle,
             self._paths.exits,
             log=log,
             log_max_bytes=max(LOG_BYTES_WITHOUT_US, 4 * budget) if budget > 0 else 0,
         )
+        if spec.log_journal:
+            if not os.path.exists(JOURNAL):
+                raise Broken("failed to initialize logging driver: journald is not enabled on this host")
+            tag = tags.write(
+                spec.log_options.get("tag") or tags.DEFAULT, id=record.id, name=record.name, image_id=record.image_id,
+                image=spec.image, argv=record.argv,
+            )  # fmt: skip
+            argv += ["--log-path", "journald:", "--log-tag", tag, "--name", record.name]
         if spec.tty:
             argv.append("--terminal")
         if spec.stdin:
@@ -308,33 +291,33 @@ class Runs:
         fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             points = [mount.target for mount in spec.mounts if not _is_there(fd, mount.target)]
-            user = users.look_up(fd, specs.user_of(spec, image), spec.groups)
+            try:
+                user = users.look_up(fd, specs.user_of(spec, image), spec.groups)
+            except Invalid as error:  # as with a command that is not there: clients look for it at the start
+                raise CommandFailed(error.message, CREATE_FAILED) from error
             try:
                 engine_calls.make_directories(fd, specs.working_directory(spec, image))
             except OSError as error:
                 where = specs.working_directory(spec, image)
-                raise Invalid(f"container {record.name}: working directory {where!r}: {error.strerror}") from error
+                words = f"{where} is not a directory" if isinstance(error, NotADirectoryError) else error.strerror
+                raise Invalid(f"Cannot mkdir: {words} (working directory of container {record.name})") from error
         finally:
             os.close(fd)
         held = capabilities.choose(spec.cap_add, spec.cap_drop, privileged=spec.privileged, available=self._available)
-        rules, filter_text = self._seccomp(record, held)
+        is_crun = self.runtime_of(record).tool.name == "crun"
+        rules, filter_text = self._seccomp(record, held, is_crun=is_crun)
         fresh = ["pid", "mount"] if not sandbox.spec.host_pid else ["mount"]
-        if self._groups.version == 2:
+        if (spec.cgroup_namespace or ("private" if self._groups.version == 2 else "host")) == "private":
             fresh.append("cgroup")
         place = specs.Place(
             root=str(root),
             user=user,
             cgroup=self._groups.runtime_path(self.group(record, sandbox)),
-            hostname=others.hostname or sandbox.spec.hostname,
+            hostname=others.hostname or sandbox.spec.hostname or os.uname().nodename,
             namespaces={**self._sandboxes.namespaces(sandbox), **others.namespaces},
             fresh=fresh,
             files=others.files or self._sandboxes.files(sandbox),
-            shm=self._sandboxes.shm(sandbox) or "/dev/shm",
-            volumes={
-                mount.source: sources.get(place := str(self._volumes.place(mount.source)), place)
-                for mount in spec.mounts
-                if mount.kind == "volume"
-            },
+            shm=None if sandbox.spec.no_shm else others.shm or self._sandboxes.shm(sandbox) or "/dev/shm",
             sources=sources,
             capabilities=held,
             seccomp=rules,
@@ -342,10 +325,23 @@ class Runs:
             devices=devices.host_devices() if spec.privileged else devices.chosen_devices(spec.devices),
             device_rules=devices.device_rules(spec.device_rules),
             rlimits=self._rlimits(record),
-            block_io=devices.block_io(spec.limits),
+            block_io=devices.block_io(spec.limits, with_weights=self._groups.lays_weights),
+            oom_score_adj=self._oom_score(record),
             init=find_init() if spec.init else "",
+            ids=sandbox.ids,
         )
         return specs.make(spec, image, place), points
+
+    async def _allow_realtime(self, record: ContainerRecord, sandbox: SandboxRecord, limits: Limits) -> None:
+        if limits.realtime_runtime_us is not None:
+            group, period_us = self.group(record, sandbox), limits.realtime_period_us or 1_000_000
+            await asyncio.to_thread(self._groups.allow_realtime, group, limits.realtime_runtime_us, period_us)
+
+    def _oom_score(self, record: ContainerRecord) -> int:
+        wanted, warning = ulimits.oom_score(record.spec.oom_score_adj, self._available)
+        if warning:
+            log.warning("container %s: %s", record.name, warning)
+        return wanted
 
     def _rlimits(self, record: ContainerRecord) -> Sequence[Mapping[str, Any]]:
         made, warnings = ulimits.plan(record.spec.ulimits, self._available)
@@ -353,18 +349,20 @@ class Runs:
             log.warning("container %s: %s", record.name, warning)
         return made
 
-    def _seccomp(self, record: ContainerRecord, held: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, str]:
+    def _seccomp(
+        self, record: ContainerRecord, held: tuple[str, ...], *, is_crun: bool
+    ) -> tuple[Mapping[str, Any] | None, str]:
         """Return the rules and, for crun, the compiled filter; both are made once for each set of capabilities."""
         text = record.spec.seccomp or "default"
         if record.spec.privileged or text == "unconfined":
             return None, ""
-        key = (text, held)
+        key = (text, held, is_crun)
         found = self._filters.get(key)
         if found is None:
             is_default = text == "default"
             profile = seccomp.load() if is_default else seccomp.parse(text)
             rules = seccomp.rules(profile, capabilities=held, machine=os.uname().machine, narrow=is_default)
-            program = engine_filters.compile_filter(rules) if self.runtime.tool.name == "crun" else None
+            program = engine_filters.compile_filter(rules) if is_crun else None
             found = (rules, base64.b64encode(program).decode() if program else "")
             if len(self._filters) >= 64:
                 self._filters.clear()
@@ -378,11 +376,6 @@ def find_init() -> str:
     if path is None:
         raise NotFound("catatonit is not on this machine, and --init needs it: install the package catatonit")
     return os.path.realpath(path)
-
-
-def spread_of(mount: Mount) -> str:
-    """Say how mounts spread through a bind: "rprivate", unless it says otherwise."""
-    return next((word for word in mount.options if word.lstrip("r") in ("private", "shared", "slave")), "rprivate")
 
 
 def _is_there(root: int, path: str) -> bool:

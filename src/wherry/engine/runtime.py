@@ -4,15 +4,20 @@ Both are small programs that come and go; nothing of theirs stays in our process
 pid files and exit files say the same for free.
 """
 
+import asyncio
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from wherry.errors import Broken, Invalid, NotFound, WherryError
-from wherry.host.spawn import Child, Finished, Spawner
+from wherry.host.spawn import Child, Finished, Spawner, needs_mask, plain
 
+NAMES = ("crun", "runc")
+"""The OCI runtimes that we know."""
 OLDEST = {"crun": (1, 0), "runc": (1, 1), "conmon": (2, 1)}
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TZ": "UTC", "LC_ALL": "C"}
 """What conmon and the runtime get, whatever we were started with; UTC is then the time zone of logs."""
@@ -22,7 +27,8 @@ _VERSION = re.compile(r"version:? (\d+)\.(\d+)(\S*)")
 
 
 class CommandFailed(Broken):
-    """The command of a container cannot be run: `code` is 127 when it is not there, 126 when it may not be executed."""
+    """The command of a container cannot be run: `code` is 127 when it is not there, 126 when it may not be executed,
+    128 when its user is not there."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -133,6 +139,21 @@ class Runtime:
             os.close(fd)
 
 
+class Runtimes:
+    """The runtimes of this machine, by name; "" is the engine's own."""
+
+    def __init__(self, default: Runtime, others: Sequence[Runtime] = ()) -> None:
+        self.default = default
+        self.all = {each.tool.name: each for each in (default, *others)}
+
+    def named(self, name: str) -> Runtime:
+        """Find one. Raises Invalid in Docker's words."""
+        found = self.all.get(name) if name else self.default
+        if found is None:
+            raise Invalid(f"unknown or invalid runtime name: {name}; on this machine are {', '.join(self.all)}")
+        return found
+
+
 async def find(name: str, spawner: Spawner) -> Tool:
     """Find a program by PATH and check its version. Raises NotFound, naming the package; Broken when it is too old."""
     path = shutil.which(name, path=os.environ.get("PATH", "") + os.pathsep + ENVIRONMENT["PATH"])
@@ -148,9 +169,17 @@ async def find(name: str, spawner: Spawner) -> Tool:
     return Tool(name, path, f"{found[1]}.{found[2]}{found[3]}")
 
 
+async def find_if_there(name: str) -> Tool | None:
+    """Find a program that nobody needs; None when it is not there, or too old."""
+    try:
+        return await find(name, plain)
+    except WherryError:
+        return None
+
+
 async def find_runtime(name: str, spawner: Spawner) -> Tool:
     """Find the runtime that was asked for; for "" crun, else runc."""
-    if name and name not in ("crun", "runc"):
+    if name and name not in NAMES:
         raise Invalid(f"runtime {name!r}: use crun or runc")
     try:
         return await find(name or "crun", spawner)
@@ -161,6 +190,20 @@ async def find_runtime(name: str, spawner: Spawner) -> Tool:
             return await find("runc", spawner)
         except WherryError:
             raise first from None
+
+
+async def find_runtimes(wanted: str, state: Path, stack: AsyncExitStack) -> Runtimes:
+    """Find the engine's runtime ("" for crun, else runc), conmon, and what other runtime there is. Raises NotFound, Broken."""
+    (tool, watcher), known = await asyncio.gather(
+        asyncio.gather(find_runtime(wanted, plain), find("conmon", plain)),
+        asyncio.gather(*(find_if_there(name) for name in NAMES)),
+    )
+    made: list[Runtime] = []
+    for each in (tool, *(each for each in known if each is not None and each.name != tool.name)):
+        masked = each.name == "crun" and needs_mask()
+        spawner = await stack.enter_async_context(Spawner(mask_controllers=masked))
+        made.append(Runtime(spawner, each, watcher, state / each.name))
+    return Runtimes(made[0], made[1:])
 
 
 def words_of(done: Finished) -> str:

@@ -1,8 +1,8 @@
 """The system calls that a container may make: containers-common's profile, narrowed to Docker's default. Pure.
 
 The profile file says what holds on which processor and with which capabilities; an OCI runtime wants plain rules. That
-profile lets every container call mount, unshare and their kin and leaves it to capabilities to say no; Docker's default
-refuses them, and so do we, unless the container has CAP_SYS_ADMIN.
+profile lets every container call mount, unshare, keyctl and their kin and leaves it to capabilities to say no; Docker's
+default refuses them, and so do we, unless the container has the capability that goes with them.
 """
 
 import json
@@ -43,7 +43,18 @@ FOR_ADMINS = frozenset(
 )
 """Calls that need CAP_SYS_ADMIN here. Source: Docker, "Seccomp security profiles for Docker"."""
 
+WITH_CAPABILITY = {
+    "keyctl": "",  # the kernel's key rings know no namespaces
+    "get_mempolicy": "CAP_SYS_NICE",
+    "mbind": "CAP_SYS_NICE",
+    "pidfd_getfd": "CAP_SYS_PTRACE",
+    "set_mempolicy": "CAP_SYS_NICE",
+    "set_mempolicy_home_node": "CAP_SYS_NICE",
+}
+"""Calls that the profile file lets everybody make and Docker's only those who have a capability; "": nobody."""
+
 _CLONE_NAMESPACES = 0x7E020000
+_AF_VSOCK = 40
 _EPERM, _ENOSYS = 1, 38
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _SCMP = {"amd64": "SCMP_ARCH_X86_64", "arm64": "SCMP_ARCH_AARCH64"}
@@ -96,6 +107,8 @@ def rules(
         is_allowed = group["action"] == "SCMP_ACT_ALLOW"
         if is_allowed and not is_admin:
             names = [name for name in names if name not in FOR_ADMINS and name != "clone"]
+        if is_allowed and narrow:
+            names = [name for name in names if WITH_CAPABILITY.get(name) in (None, *capabilities) and name != "socket"]
         if not names:
             continue
         rule: dict[str, Any] = {"names": names, "action": group["action"]}
@@ -106,6 +119,9 @@ def rules(
         syscalls.append(rule)
     if not is_admin:
         syscalls += _for_others(arch, syscalls)
+    if narrow:
+        kept = sorted(name for name, needed in WITH_CAPABILITY.items() if needed not in capabilities)
+        syscalls += [{"names": kept, "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM}, *_sockets()]
     return {
         "defaultAction": profile["defaultAction"],
         "defaultErrnoRet": profile.get("defaultErrnoRet", _EPERM),
@@ -130,6 +146,15 @@ def _for_others(arch: str, syscalls: Sequence[Mapping[str, Any]]) -> list[dict[s
             "action": "SCMP_ACT_ERRNO",
             "errnoRet": _EPERM,
         },
+    ]
+
+
+def _sockets() -> list[dict[str, Any]]:
+    """Every family of sockets but the one that leads to the hypervisor, past all network namespaces."""
+    family = {"index": 0, "value": _AF_VSOCK, "valueTwo": 0}
+    return [
+        {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [family | {"op": "SCMP_CMP_NE"}]},
+        {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "args": [family | {"op": "SCMP_CMP_EQ"}]},
     ]
 
 

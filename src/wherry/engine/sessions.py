@@ -25,6 +25,11 @@ class Output:
         self._has_ended = False
         self._is_dropped = False
 
+    @property
+    def has_ended(self) -> bool:
+        """Nothing comes any more, and what came was read."""
+        return self._has_ended and not self._items
+
     async def put(self, stream: str, data: bytes) -> None:
         """Hand on data; waits while the reader is behind, drops it when the reader has gone."""
         while len(self._items) >= QUEUE_CHUNKS and not self._is_dropped:

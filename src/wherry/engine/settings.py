@@ -21,7 +21,8 @@ class EngineSettings:
     so a tag there moves no bytes. `on_tag` is told of each name given (name, manifest digest), in place of the PUT to the
     registry. `parallel` bounds the runtime calls at once (0: twice the cores). `rotate_every_s`: how often logs are
     measured. `insecure` are registries spoken to by plain HTTP.
-    `hosts_dir` has mirrors per registry (`HOST/hosts.toml`). `arrow` is called between two states (see README.md).
+    `hosts_dir` has mirrors per registry (`HOST/hosts.toml`). `userns_remap`: whose users containers' users are (remaps.py);
+    "" for the machine's. `arrow` is called between two states (see README.md).
     """
 
     runtime: str = ""
@@ -31,11 +32,12 @@ class EngineSettings:
     on_tag: Callable[[str, Digest], Awaitable[None]] | None = None
     parallel: int = 0
     create_timeout_s: float = 60.0
-    rotate_every_s: float = 5.0
+    rotate_every_s: float = 1.0
     insecure: frozenset[str] = frozenset()
     cgroup: str = ""
     hosts_dir: str = "/etc/containerd/certs.d"
     arrow: Callable[[str], None] = ignore_arrow
+    userns_remap: str = ""
 
     @property
     def at_once(self) -> int:

@@ -13,18 +13,23 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wherry.content.digests import parse_digest
 from wherry.content.protocol import Content, Digest
-from wherry.content.transfer import Progress, Step
+from wherry.content.steps import Progress, Step
+from wherry.content.unpack import Unpacked
 from wherry.content.unpack_child import unpack
 from wherry.engine.paths import Paths
+from wherry.engine.sinks import LayerSink
 from wherry.engine.trash import Trash
+from wherry.engine.uppers import settle
 from wherry.errors import Broken, Damaged, NotFound
-from wherry.host import engine_calls, mounts, processes
+from wherry.host import engine_calls, idmaps, mounts, processes
+from wherry.host.idmaps import IdRange
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +50,17 @@ class Snapshots:
         self._content = content
         self._locks: dict[str, asyncio.Lock] = {}
         self._slots = asyncio.Semaphore(PARALLEL)
+        self._kept: Counter[str] = Counter()
         self._boot_id = processes.boot_id()
 
     async def open(self) -> None:
-        """Make the base; remove half-made layers, and those that a reboot made doubtful."""
+        """Make the base; remove half-made layers, and those that a reboot made doubtful. Raises Broken."""
+        try:
+            self._open()
+        except OSError as error:
+            raise Broken(f"{error.filename}: the engine cannot write there: {error.strerror}") from error
+
+    def _open(self) -> None:
         base = self._paths.snapshots / "base"
         for name in BASE_DIRECTORIES:
             (base / name).mkdir(parents=True, exist_ok=True)
@@ -76,6 +88,63 @@ class Snapshots:
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
+    def has(self, diff_id: str) -> bool:
+        """Say whether a layer is unpacked."""
+        return self._directory(diff_id).is_dir()
+
+    async def begin(self, file: Path, blob: Digest, diff_id: str, what: str) -> LayerSink | None:
+        """Begin to unpack a layer while `file` still grows; None when there are no hands free, or it is unpacked already."""
+        target = self._directory(diff_id)
+        lock = self._locks.setdefault(target.name, asyncio.Lock())
+        if target.is_dir() or lock.locked() or self._slots.locked():
+            return None
+        await lock.acquire()  # neither of them waits
+        await self._slots.acquire()
+
+        def release() -> None:
+            self._slots.release()
+            lock.release()
+
+        try:
+            making = self._make()
+            name = f"layer {blob}"
+            return LayerSink(
+                file, making, name, lambda done: self._place(making, target, done, diff_id, f"{what}: {name}"), release
+            )
+        except BaseException:
+            release()
+            raise
+
+    @contextmanager
+    def keeping(self, diff_ids: Collection[str]) -> Generator[None]:
+        """Keep layers of an image that has no name yet from `collect`."""
+        self._kept.update(diff_ids)
+        try:
+            yield
+        finally:
+            self._kept.subtract(diff_ids)
+
+    async def adopt(self, upper: Path, diff_id: str, exclude: Collection[str]) -> bool:
+        """Take a dead container's upper directory as the unpacked layer that was packed of it, where it can be that.
+
+        The directory is gone then. It lies on the file system of the layers, and nothing is mounted on it any more.
+        """
+        target = self._directory(diff_id)
+        async with self._locks.setdefault(target.name, asyncio.Lock()):
+            if target.is_dir():
+                return False
+            making = self._paths.snapshots / f"making-{secrets.token_hex(8)}"
+            try:
+                if not await asyncio.to_thread(settle, str(upper), exclude):
+                    return False
+                upper.rename(making)
+                (self._paths.snapshots / f"{target.name}.new").write_text(self._boot_id)
+                making.rename(target)
+            except OSError as error:
+                log.warning("%s: it is not kept as a layer: %s", upper, error)
+                return False
+            return True
+
     def lower(self, diff_ids: Sequence[str]) -> list[str]:
         """Name the directories for an overlay of layers (lowest first, as images list them): topmost first, base last."""
         unpacked = [str(self._directory(diff_id)) for diff_id in reversed(diff_ids)]
@@ -89,9 +158,49 @@ class Snapshots:
         lower = self.lower(diff_ids)
         mounts.overlay(str(root), lower, str(own / "upper"), str(own / "work"), options=OVERLAY_OPTIONS)
 
+    def remount(self, id: str, diff_ids: Sequence[str], ids: IdRange, user_namespace: str) -> None:
+        """Mount a container's root anew as those see it who are in a user namespace; on the disk owners stay as they are.
+
+        The overlay keeps what it is made of, so nothing but the root stays mounted. Raises Unsupported, Broken.
+        """
+        own, bundle = self._paths.container(id), self._paths.bundle(id)
+        root, layers, upper = bundle / "rootfs", bundle / "layers", bundle / "own"
+        mounts.unmount(str(root))
+        for directory in (layers, upper):
+            directory.mkdir(exist_ok=True)
+        try:
+            idmaps.show(str(self._paths.snapshots), str(layers), user_namespace)
+            idmaps.show(str(own), str(upper), user_namespace)
+            lower = [str(layers / os.path.basename(path)) for path in self.lower(diff_ids)]
+
+            def mount() -> None:
+                mounts.overlay(str(root), lower, str(upper / "upper"), str(upper / "work"), options=OVERLAY_OPTIONS)
+
+            idmaps.as_root_of(ids, mount)  # the overlay makes files as whoever mounted it
+        finally:
+            self.unmount_parts(id)
+
+    def unmount_parts(self, id: str) -> None:
+        """Take away what a kill in the middle of `remount` left."""
+        for name in ("layers", "own"):
+            place = self._paths.bundle(id) / name
+            while place.exists() and mounts.unmount(str(place)):
+                pass
+            with suppress(FileNotFoundError):
+                place.rmdir()  # never more than an empty directory: it was a place to mount on
+
+    def mount_image(self, place: str, diff_ids: Sequence[str]) -> None:
+        """Mount an image by itself, read-only. Raises Broken."""
+        layers = self.lower(diff_ids)[:-1]  # without the base: it is no part of the image
+        if len(layers) == 1:
+            mounts.bind(layers[0], place, read_only=True)
+        else:
+            mounts.overlay(place, layers, options=OVERLAY_OPTIONS)
+
     async def collect(self, used: Collection[str]) -> int:
         """Remove the layers whose diff id is not in `used`; return how many went."""
-        keep = {self._directory(diff_id).name for diff_id in used} | {"base"}
+        coming = [diff_id for diff_id, count in self._kept.items() if count > 0]
+        keep = {self._directory(diff_id).name for diff_id in (*used, *coming)} | {"base"}
         gone = 0
         for entry in list(os.scandir(self._paths.snapshots)):
             name = entry.name.removesuffix(".new")
@@ -124,16 +233,10 @@ class Snapshots:
                 raise NotFound(f"{what}: its layer {blob} is not on this machine; pull the image again")
             if progress is not None:
                 progress(Step(blob, "extract", 0, found.size_bytes))
-            making = self._paths.snapshots / f"making-{secrets.token_hex(8)}"
-            making.mkdir(mode=0o755)
+            making = self._make()
             try:
                 done = await unpack(self._content.path(blob), making, name=f"layer {blob}")
-                if done.diff_id != diff_id:
-                    raise Damaged(f"{what}: layer {blob} unpacks to {done.diff_id}, its config says {diff_id}")
-                (self._paths.snapshots / f"{target.name}.new").write_text(self._boot_id)
-                making.rename(target)
-            except OSError as error:
-                raise Broken(f"{what}: layer {blob}: {error.strerror} ({error.filename})") from error
+                self._place(making, target, done, diff_id, f"{what}: layer {blob}")
             finally:
                 with suppress(FileNotFoundError):
                     await asyncio.to_thread(shutil.rmtree, making)
@@ -141,6 +244,24 @@ class Snapshots:
                 progress(Step(blob, "extract", found.size_bytes, found.size_bytes))
                 progress(Step(blob, "unpacked", found.size_bytes, found.size_bytes))
             log.info("%s: unpacked %s, %d bytes", what, blob, done.size_bytes)
+
+    def _make(self) -> Path:
+        making = self._paths.snapshots / f"making-{secrets.token_hex(8)}"
+        try:
+            making.mkdir(mode=0o755)
+        except OSError as error:
+            raise Broken(f"{making}: a layer cannot be unpacked there: {error.strerror}") from error
+        return making
+
+    def _place(self, making: Path, target: Path, done: Unpacked, diff_id: str, what: str) -> None:
+        """Show a layer that has been unpacked. Raises Damaged when it is another than its image's config says."""
+        if done.diff_id != diff_id:
+            raise Damaged(f"{what} unpacks to {done.diff_id}, its config says {diff_id}")
+        try:
+            (self._paths.snapshots / f"{target.name}.new").write_text(self._boot_id)
+            making.rename(target)
+        except OSError as error:
+            raise Broken(f"{what}: {error.strerror} ({error.filename})") from error
 
     def _directory(self, diff_id: str) -> Path:
         return self._paths.snapshots / parse_digest(diff_id).partition(":")[2]

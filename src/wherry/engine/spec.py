@@ -12,6 +12,7 @@ from typing import Any
 from wherry.engine.types import ContainerSpec, ExecSpec, Limits, Mount
 from wherry.engine.users import Identity
 from wherry.errors import Cause, Invalid
+from wherry.host.idmaps import IdRange
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHM_BYTES = 64 * 1024 * 1024
@@ -69,11 +70,12 @@ class Device:
 class Place:
     """What the machine gives a container: its root, namespaces, cgroup, files and rights.
 
-    `namespaces` are paths by kind (network, ipc, uts, pid); a kind that is not there is new if it is in `fresh`, else the
-    machine's. `files` are paths on the machine by their target (/etc/hosts ...). `shm` is the sandbox's shared memory, or ""
-    for one of its own. `volumes` are paths by volume name; `sources` are other paths to the sources of binds, where those
-    cannot be used as they are. `seccomp_filter` is the compiled filter (base64) for a runtime that takes one; then
-    `seccomp` is not written out. `init`: the machine's program that is to be the first process, or "".
+    `namespaces` are paths by kind (network, ipc, uts, pid); a kind that is not there is new if it is in `fresh`, else
+    the machine's. `files` are paths on the machine by their target (/etc/hosts ...). `shm` is the sandbox's shared
+    memory, "" for one of its own, None for none at all. `sources` are the paths on the machine of mounts, by their
+    target; a bind that is not among them has the path that it names. `seccomp_filter` is the compiled filter (base64)
+    for a runtime that takes one; then `seccomp` is not written out. `init`: the machine's program that is to be the
+    first process, or "". `ids`: those of the user namespace that is among `namespaces`.
     """
 
     root: str
@@ -83,8 +85,7 @@ class Place:
     namespaces: Mapping[str, str] = field(default_factory=dict[str, str])
     fresh: Sequence[str] = ("pid", "mount")
     files: Mapping[str, str] = field(default_factory=dict[str, str])
-    shm: str = ""
-    volumes: Mapping[str, str] = field(default_factory=dict[str, str])
+    shm: str | None = ""
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
     capabilities: Sequence[str] = ()
     seccomp: Mapping[str, Any] | None = None
@@ -93,7 +94,9 @@ class Place:
     device_rules: Sequence[Mapping[str, Any]] = ()
     rlimits: Sequence[Mapping[str, Any]] = ()
     block_io: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    oom_score_adj: int = 0
     init: str = ""
+    ids: IdRange | None = None
 
 
 def command_line(spec: ContainerSpec, image: Mapping[str, Any]) -> list[str]:
@@ -157,8 +160,9 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
         | {"devices": _device_rules(spec.privileged, place)}
         | ({"blockIO": dict(place.block_io)} if place.block_io else {}),
     }
-    if not spec.privileged:
-        linux |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READ_ONLY_PATHS)}
+    masked, sealed = masked_paths(spec), read_only_paths(spec)
+    linux |= {"maskedPaths": list(masked)} if masked else {}
+    linux |= {"readonlyPaths": list(sealed)} if sealed else {}
     if place.seccomp is not None and not place.seccomp_filter:
         linux["seccomp"] = place.seccomp
     if place.devices:
@@ -169,6 +173,9 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
             }
             for d in place.devices
         ]  # fmt: skip
+    if place.ids is not None:
+        maps = [{"containerID": 0, "hostID": place.ids.base, "size": place.ids.size}]
+        linux |= {"uidMappings": maps, "gidMappings": maps}
     argv = command_line(spec, image)
     if place.init:
         argv = [INIT, "--", *argv]
@@ -177,7 +184,8 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
         linux["rootfsPropagation"] = "rshared" if "shared" in spreads else "rslave"
     return {
         "ociVersion": "1.0.2",
-        "annotations": {"run.oci.seccomp_bpf_data": place.seccomp_filter} if place.seccomp_filter else {},
+        "annotations": dict(spec.annotations)
+        | ({"run.oci.seccomp_bpf_data": place.seccomp_filter} if place.seccomp_filter else {}),
         "root": {"path": place.root, "readonly": spec.read_only_root},
         "process": _process(
             argv,
@@ -190,6 +198,16 @@ def make(spec: ContainerSpec, image: Mapping[str, Any], place: Place) -> dict[st
         "mounts": mounts,
         "linux": linux,
     }
+
+
+def masked_paths(spec: ContainerSpec) -> Sequence[str]:
+    """Say which paths of the system are hidden: those it names, none for a privileged one, else the usual ones."""
+    return spec.masked_paths if spec.masked_paths is not None else () if spec.privileged else MASKED_PATHS
+
+
+def read_only_paths(spec: ContainerSpec) -> Sequence[str]:
+    """Say which paths of the system it may not write."""
+    return spec.read_only_paths if spec.read_only_paths is not None else () if spec.privileged else READ_ONLY_PATHS
 
 
 def exec_process(container: Mapping[str, Any], spec: ExecSpec, user: Identity | None) -> dict[str, Any]:
@@ -233,6 +251,10 @@ def resources(limits: Limits) -> dict[str, Any]:
         cpu["cpus"] = limits.cpuset_cpus
     if limits.cpuset_mems:
         cpu["mems"] = limits.cpuset_mems
+    if limits.realtime_runtime_us is not None:
+        cpu["realtimeRuntime"] = limits.realtime_runtime_us
+    if limits.realtime_period_us is not None:
+        cpu["realtimePeriod"] = limits.realtime_period_us
     memory: dict[str, Any] = {}
     if limits.memory_bytes is not None:
         memory["limit"] = limits.memory_bytes
@@ -240,6 +262,12 @@ def resources(limits: Limits) -> dict[str, Any]:
             memory["swap"] = limits.memory_swap_bytes
     if limits.memory_reservation_bytes is not None:
         memory["reservation"] = limits.memory_reservation_bytes
+    if limits.swappiness is not None:
+        memory["swappiness"] = limits.swappiness
+    if limits.oom_kill_disable:
+        memory["disableOOMKiller"] = True
+    if limits.kernel_tcp_bytes is not None:
+        memory["kernelTCP"] = limits.kernel_tcp_bytes
     if cpu:
         made["cpu"] = cpu
     if memory:
@@ -286,8 +314,10 @@ def _process(
     further: dict[str, Any] = {}
     if place.rlimits:
         further["rlimits"] = [dict(each) for each in place.rlimits]
-    if spec.oom_score_adj:
-        further["oomScoreAdj"] = spec.oom_score_adj
+    if place.oom_score_adj:
+        further["oomScoreAdj"] = place.oom_score_adj
+    if spec.apparmor:
+        further["apparmorProfile"] = spec.apparmor
     return further | {
         "terminal": spec.tty,
         "args": list(argv),
@@ -350,11 +380,9 @@ def _mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
 def _system_mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
     sealed = ["nosuid", "noexec", "nodev"]
     mode = "rw" if spec.privileged else "ro"
-    shm = (
-        _mount("/dev/shm", "bind", place.shm, ["rbind", "rw", *sealed])
-        if place.shm
-        else _mount("/dev/shm", "tmpfs", "shm", [*sealed, "mode=1777", f"size={DEFAULT_SHM_BYTES}"])
-    )
+    shm = [_mount("/dev/shm", "tmpfs", "shm", [*sealed, "mode=1777", f"size={DEFAULT_SHM_BYTES}"])]
+    if place.shm != "":
+        shm = [_mount("/dev/shm", "bind", place.shm, ["rbind", "rw", *sealed])] if place.shm else []
     return [
         _mount("/proc", "proc", "proc", sealed),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -367,7 +395,7 @@ def _system_mounts(spec: ContainerSpec, place: Place) -> list[dict[str, Any]]:
         _mount("/sys", "sysfs", "sysfs", [*sealed, mode]),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*sealed, "relatime", mode]),
         _mount("/dev/mqueue", "mqueue", "mqueue", sealed),
-        shm,
+        *shm,
     ]
 
 
@@ -388,19 +416,20 @@ def _own_mount(spec: ContainerSpec, mount: Mount, place: Place) -> dict[str, Any
     mode = "ro" if mount.read_only else "rw"
     match mount.kind:
         case "tmpfs":
-            options = [*_TMPFS_OPTIONS, mode, *mount.options]
-            return _mount(target, "tmpfs", "tmpfs", list(dict.fromkeys(options)))
+            usual = [word for word in _TMPFS_OPTIONS if word.removeprefix("no") not in mount.options]
+            return _mount(target, "tmpfs", "tmpfs", list(dict.fromkeys([*usual, mode, *mount.options])))
         case "bind":
             if not mount.source.startswith("/"):
                 raise Invalid(f"container {spec.name}: mount source {mount.source!r} is not an absolute path")
-            source = place.sources.get(mount.source, mount.source)
-        case "volume":
-            source = place.volumes[mount.source]
+            source = place.sources.get(mount.target, mount.source)
+        case "volume" | "image":
+            source = place.sources[mount.target]
         case _:
-            raise Invalid(f"container {spec.name}: mount kind {mount.kind!r}: use bind, tmpfs or volume")
+            raise Invalid(f"container {spec.name}: mount kind {mount.kind!r}: use bind, tmpfs, volume or image")
     spread = [] if any(word.lstrip("r") in ("private", "shared", "slave") for word in mount.options) else ["rprivate"]
     how = "rbind" if mount.recursive else "bind"
-    return _mount(target, "bind", source, [how, mode, *spread, *mount.options])
+    below = ["rro"] if mount.read_only and mount.read_only_below and mount.recursive else []
+    return _mount(target, "bind", source, [how, mode, *below, *spread, *mount.options])
 
 
 def _mount(target: str, kind: str, source: str, options: Sequence[str]) -> dict[str, Any]:

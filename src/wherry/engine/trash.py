@@ -8,6 +8,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from wherry.errors import Broken
+
 log = logging.getLogger(__name__)
 
 
@@ -35,9 +37,12 @@ class Trash:
         self._emptying = asyncio.Lock()
 
     def put(self, tree: Path) -> None:
-        """Throw a directory in; nothing if it is not there."""
-        with suppress(FileNotFoundError):
+        """Throw a directory in; nothing if it is not there. Raises Broken."""
+        try:
             tree.rename(self._directory / secrets.token_hex(8))
+        except OSError as error:
+            if os.path.lexists(tree):
+                raise Broken(f"{tree}: cannot be taken away: {error.strerror}") from error
 
     async def empty(self) -> None:
         """Delete what is in it. What cannot be deleted stays for the next time, with a warning."""

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from wherry.engine.nets import Dns, Endpoint, Join, Network, NetworkSpec, Pool
+from wherry.host.limits import Limits
 from wherry.network.types import PortBinding, PublishedPort
+
+__all__ = [
+    "Container", "ContainerSpec", "DeviceMap", "Dns", "Endpoint", "Engine", "EngineEvent", "ExecSpec", "Exit", "Health",
+    "HealthState", "Image", "ImageManifest", "Join", "Limits", "LogLine", "Mount", "Network", "NetworkSpec", "Pool", "Probe",
+    "Sandbox", "SandboxSpec", "Session", "State", "Ulimit", "Volume",
+]  # fmt: skip
 
 
 class State(Enum):
@@ -18,100 +26,17 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """cgroup limits; None means unlimited. CPU: `cpu_quota_us` in each `cpu_period_us`; `cpu_shares` is a weight (1024).
-
-    `io_rates`: (device path, most per second) by "ReadBps", "WriteBps", "ReadIOPS" or "WriteIOPS".
-    """
-
-    cpu_quota_us: int | None = None
-    cpu_period_us: int = 100_000
-    cpu_shares: int | None = None
-    memory_bytes: int | None = None
-    memory_swap_bytes: int | None = None
-    pids: int | None = None
-    cpuset_cpus: str = ""
-    cpuset_mems: str = ""
-    memory_reservation_bytes: int | None = None
-    blkio_weight: int | None = None
-    io_rates: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict[str, Sequence[tuple[str, int]]])
-
-
-@dataclass(frozen=True, slots=True)
-class Dns:
-    """What /etc/resolv.conf says; empty `servers` means the engine's own DNS address."""
-
-    servers: Sequence[str] = ()
-    searches: Sequence[str] = ()
-    options: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A sandbox's wish to be on a network (by name or id): known there by `aliases` too; `address` "" means any."""
-
-    network: str
-    aliases: Sequence[str] = ()
-    address: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A sandbox's place on a network of people's own. `fixed`: it asked for this very address."""
-
-    network: str
-    name: str
-    link: str
-    interface: str
-    address: str
-    gateway: str
-    prefix: int
-    aliases: Sequence[str] = ()
-    fixed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """A network of people's own: a bridge on this machine. "" for subnet and gateway means any; `mtu` 0 the usual one.
-
-    `options` are the driver's as they were given; `reserved` addresses are given to nobody.
-    """
-
-    name: str
-    subnet: str = ""
-    gateway: str = ""
-    ip_range: str = ""
-    reserved: Mapping[str, str] = field(default_factory=dict[str, str])
-    mtu: int = 0
-    internal: bool = False
-    attachable: bool = False
-    masquerade: bool = True
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    options: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A network as it stands; `endpoints` by sandbox. `own_subnet`: its maker chose the subnet; `ready`: it was told of."""
-
-    id: str
-    spec: NetworkSpec
-    created: float
-    driver: str = "bridge"
-    endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])
-    own_subnet: bool = False
-    predefined: bool = False
-    ready: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What containers share: network, IPC and UTS namespaces, hostname, DNS, a cgroup parent.
 
-    `network`: "pod" (an address on this machine's pod network), "user" (those of `networks`), "host" or "none". `cgroup`
-    is a path below the instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together. `shm_bytes` 0
-    means 64 MiB of shared memory. `ports` are
-    published while its container runs, with `publish_all` those of `exposed` (`80/tcp`) too, each on any free port.
+    `network`: "pod" (an address on this machine's pod network), "user" (those of `networks`), "host" or "none".
+    `cgroup` is a path below the instance's cgroup, such as `pods/POD_UID`. `limits` bound all its containers together.
+    `shm_bytes` 0 means 64 MiB of shared memory. `ports` are published while its container runs, with `publish_all`
+    those of `exposed` (`80/tcp`) too, each on any free port. `domain` follows the hostname; `host_uts`: both are the
+    machine's. `no_shm`: no shared memory at all; `shareable_ipc`: other containers may have it, too. `cgroup_parent`: a
+    group above its own, from the machine's root when it begins with /, else below the instance's. `mac` is its hardware
+    address on the pod network, "" for any. `userns` "host": the machine's user namespace, whatever the engine's setting
+    is.
     """
 
     id: str
@@ -131,6 +56,13 @@ class SandboxSpec:
     ports: Sequence[PortBinding] = ()
     exposed: Sequence[str] = ()
     publish_all: bool = False
+    domain: str = ""
+    host_uts: bool = False
+    no_shm: bool = False
+    shareable_ipc: bool = False
+    cgroup_parent: str = ""
+    mac: str = ""
+    userns: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +79,13 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount in a container. kind: "bind" (source: a host path), "tmpfs" (size in `options`) or "volume" (a name).
+    """A mount in a container. kind: "bind" (source: a host path), "tmpfs" (size in `options`), "volume" (a name) or "image"
+    (a name or digest; read-only).
 
-    A volume without a name gets one of its own. `copy`: an empty volume gets what the image has at `target`. `create`: a
-    source that is not there is made, as a directory. `recursive`: with what is mounted below the source. `labels` and
-    `driver_options` are of the volume, where it is made for this container.
+    A volume without a name gets one of its own. `copy`: an empty volume gets what the image has at `target`. `create`:
+    a source that is not there is made, as a directory. `recursive`: with what is mounted below the source. `labels` and
+    `driver_options` are of the volume, where it is made for this container. `read_only` holds for what is mounted below
+    it too with `read_only_below`. `subpath`: only this directory or file of a volume or image.
     """
 
     target: str
@@ -164,6 +98,8 @@ class Mount:
     recursive: bool = True
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     driver_options: Mapping[str, str] = field(default_factory=dict[str, str])
+    read_only_below: bool = False
+    subpath: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +168,20 @@ class ContainerSpec:
     """One container. Empty entrypoint/command/env/workdir/user fall back to the image's; env wins over the image's by name.
 
     `entrypoint` None means the image's; `command` None means the image's (or none where an entrypoint is given).
-    `image` is a name or digest that this engine knows. `sandbox` is the id of an existing one, or "" for one of its own,
-    made from `sandbox_spec` and removed with the container. `image_volumes`: where the image names a volume and no mount is,
-    an anonymous one is made. `log_driver`: "cri" (file at `log_path`), "none".
-    `restart` is Docker's policy name ("no", "always", "unless-stopped", "on-failure:N"): the engine itself restarts; pods
-    use "no", since the node decides there. `env_files` are variables whose values are read from files of this machine at
-    each start, and are kept in no record: secrets. `log_type` and `log_options` are shown, no more. `init`: a small first
-    process that reaps. `device_rules`: such as "c 189:* rwm". `join`: the id of
-    the container whose "network" or "pid" it has.
+    `image` is a name or digest that this engine knows. `sandbox` is the id of an existing one, or "" for one of its
+    own, made from `sandbox_spec` and removed with the container. `image_volumes`: where the image names a volume and no
+    mount is, an anonymous one is made. `log_driver`: "cri" (file at `log_path`), "none". `restart` is Docker's policy
+    name ("no", "always", "unless-stopped", "on-failure:N"): the engine itself restarts; pods use "no", since the node
+    decides there. `env_files` are variables whose values are read from files of this machine at each start, and are
+    kept in no record: secrets. `log_type` and `log_options` are shown, no more; `log_compress`: rotated files are
+    compressed; `log_journal`: the lines go to the machine's journal, too. `init`: a small first process that reaps.
+    `device_rules`: such as "c 189:* rwm". `join`: the id of the container whose "network", "pid" or "ipc" it has.
+    `links`: containers (ids) that it knows by a name of its own. `groups` are numbers or names of the image's.
+    `runtime`: "crun" or "runc", "" for the engine's. `cgroup_namespace`: "private", "host", or "" for what is usual.
+    `masked_paths` and `read_only_paths` None mean the usual ones. `apparmor` is a profile of the machine's. `platform`:
+    which of the images that the name stands for, "" for the machine's. `asked`: what a door's client wrote, to be shown
+    to it again, and for nothing else. `on_unhealthy`:
+    what is done when its health check fails: nothing, "stop", or "restart".
     """
 
     name: str
@@ -251,7 +193,7 @@ class ContainerSpec:
     env_files: Mapping[str, str] = field(default_factory=dict[str, str])
     workdir: str = ""
     user: str = ""
-    groups: Sequence[int] = ()
+    groups: Sequence[int | str] = ()
     sandbox: str = ""
     sandbox_spec: SandboxSpec | None = None
     mounts: Sequence[Mount] = ()
@@ -274,6 +216,8 @@ class ContainerSpec:
     log_driver: str = "cri"
     log_max_bytes: int = 10 * 1024 * 1024
     log_max_files: int = 5
+    log_compress: bool = False
+    log_journal: bool = False
     image_volumes: bool = False
     log_type: str = ""
     log_options: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -284,6 +228,16 @@ class ContainerSpec:
     oom_score_adj: int = 0
     health: Health | None = None
     join: Mapping[str, str] = field(default_factory=dict[str, str])
+    links: Mapping[str, str] = field(default_factory=dict[str, str])
+    runtime: str = ""
+    cgroup_namespace: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
+    masked_paths: Sequence[str] | None = None
+    read_only_paths: Sequence[str] | None = None
+    apparmor: str = ""
+    platform: str = ""
+    asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    on_unhealthy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +282,11 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image of this machine. `id` is the config's digest, `digest` the manifest's; `config` the OCI image config."""
+    """An image of this machine. `id` is the config's digest, `digest` the manifest's; `config` the OCI image config.
+
+    `root` is what its names hold: an index, or the manifest itself. `digests` are its names by digest
+    (`repository@digest`). `layer_bytes` are the sizes of its layers as blobs, `size_bytes` that of all its blobs.
+    """
 
     id: str
     digest: str
@@ -337,11 +295,35 @@ class Image:
     size_bytes: int
     created: float
     layers: Sequence[str]
+    root: str = ""
+    digests: Sequence[str] = ()
+    layer_bytes: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageManifest:
+    """One of the manifests that an image's name stands for. `available`: it is here with all its blobs.
+
+    `kind`: "image" or "attestation" (of the manifest `subject`). `platform` as OCI writes it.
+    """
+
+    digest: str
+    media_type: str
+    size_bytes: int
+    platform: Mapping[str, Any]
+    kind: str
+    available: bool
+    content_bytes: int
+    image_id: str
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """A process to run in a running container; empty env/workdir/user are the container's."""
+    """A process to run in a running container; empty env/workdir/user are the container's.
+
+    `detached`: nobody reads what it writes, and it outlives the engine. `size` of its terminal: rows, columns.
+    """
 
     argv: Sequence[str]
     env: Sequence[str] = ()
@@ -350,16 +332,22 @@ class ExecSpec:
     tty: bool = False
     stdin: bool = False
     privileged: bool = False
+    detached: bool = False
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One piece of output. `stream` is "stdout" or "stderr"; `data` includes the newline unless the line is `partial`."""
+    """One piece of output. `stream` is "stdout" or "stderr"; `data` includes the newline unless the line is `partial`.
+
+    `stamp` is its time in RFC 3339 with nine digits: a float has no room for them.
+    """
 
     time: float
     stream: str
     data: bytes
     partial: bool = False
+    stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True)

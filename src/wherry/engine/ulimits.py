@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from wherry.engine.types import Ulimit
@@ -37,6 +38,21 @@ def plan(wanted: Sequence[Ulimit], available: Collection[str]) -> tuple[list[dic
                 soft, hard = min(soft, most), most
         made.append({"type": f"RLIMIT_{each.name.upper()}", "soft": soft, "hard": hard})
     return made, warnings
+
+
+def oom_score(wanted: int, available: Collection[str]) -> tuple[int, str]:
+    """Say which OOM score a container's process can have, and in words why not the one it asked for. Raises Invalid.
+
+    To be spared more than we are needs CAP_SYS_RESOURCE.
+    """
+    if not -1000 <= wanted <= 1000:
+        raise Invalid(f"Invalid value {wanted}, range for oom score adj is [-1000, 1000]")
+    if wanted >= 0 or "CAP_SYS_RESOURCE" in available:
+        return wanted, ""
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    if wanted >= own:
+        return wanted, ""
+    return own, f"oom-score-adj {wanted}: this machine does not let wherry lower it below {own}; it is {own} instead"
 
 
 def _number(value: int) -> int:

@@ -1,7 +1,7 @@
 """Who a container's process is: `user` of an image or a spec, looked up in the passwd and group files of its root.
 
-The root file system is an image's and may be hostile: files are opened beneath it only, must be regular, and are read up
-to a limit.
+The root file system is an image's and may be hostile: files are opened beneath it only, must be regular, and are read
+up to a limit.
 """
 
 import os
@@ -19,7 +19,7 @@ MAX_ID = 2**32 - 2
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A process's numbers, and its home directory ("/" when nobody says)."""
+    """A process's numbers, and its home directory ("/" when nobody says). Its `gid` is the first of its `groups`."""
 
     uid: int
     gid: int
@@ -46,31 +46,33 @@ class Group:
     members: tuple[str, ...]
 
 
-def look_up(root: int, user: str, groups: Sequence[int] = ()) -> Identity:
+def look_up(root: int, user: str, groups: Sequence[int | str] = ()) -> Identity:
     """Find `user` in the files beneath the directory `root` (a descriptor). Raises Invalid when it is not there."""
     return resolve(user, read_text(root, "etc/passwd"), read_text(root, "etc/group"), groups)
 
 
-def resolve(user: str, passwd: str, group: str, groups: Sequence[int] = ()) -> Identity:
+def resolve(user: str, passwd: str, group: str, groups: Sequence[int | str] = ()) -> Identity:
     """Turn `name`, `uid`, `name:group`, `uid:gid` (or "" for root) into numbers, given the two files' texts. Pure.
 
     A number needs no entry; its group is then 0. Without an explicit group the user's own further groups count too;
-    `groups` are added in either case. Raises Invalid. Source: Dockerfile reference, USER; runc's user lookup.
+    `groups`, numbers or names, are added in either case. The main group is among them: a process that could leave it
+    (by a set-group-id program) would get around files that are closed to just that group. Raises Invalid.
+    Source: Dockerfile reference, USER; runc's user lookup; CVE-2022-36109.
     """
     name, colon, group_name = user.partition(":")
     account = _account(name or "0", parse_passwd(passwd))
     if account is None:
         number = _number(name or "0")
         if number is None:
-            raise Invalid(f"user {name!r}: not in the image's /etc/passwd; name one that is there, or a number")
+            raise Invalid(f"unable to find user {name}: no matching entries in passwd file; a number needs none")
         account = Account("", number, 0, "/")
-    gid, further = account.gid, list(groups)
     known = parse_group(group)
+    gid, further = account.gid, [each if isinstance(each, int) else _gid(each, known) for each in groups]
     if colon and group_name:
         gid = _gid(group_name, known)
     else:
         further += [entry.gid for entry in known if account.name and account.name in entry.members]
-    others = tuple(dict.fromkeys(number for number in further if number != gid))
+    others = tuple(dict.fromkeys((gid, *further)))
     for number in others:
         if not 0 <= number <= MAX_ID:
             raise Invalid(f"group {number}: groups are numbers from 0 to {MAX_ID}")
@@ -131,7 +133,7 @@ def _gid(name: str, groups: Sequence[Group]) -> int:
         if group.name == name or (number is not None and group.gid == number):
             return group.gid
     if number is None:
-        raise Invalid(f"group {name!r}: not in the image's /etc/group; name one that is there, or a number")
+        raise Invalid(f"unable to find group {name}: no matching entries in group file; a number needs none")
     return number
 
 

@@ -126,6 +126,7 @@ class Volumes:
             (making / "volume.json").write_bytes(msgspec.json.encode(body))
             making.rename(directory)
         except OSError as error:
+            shutil.rmtree(making, ignore_errors=True)
             raise Broken(f"volume {name}: cannot be made: {error.strerror} ({error.filename})") from error
         self._events.tell("volume", "create", name, {"driver": "local"})
         return self.find(name)

@@ -1,20 +1,24 @@
 """Control groups: limits, usage and the end of whole groups of processes, alike on cgroup v2 and v1.
 
-Paths are relative to a `Cgroups`' base (`wherry/ID/NODE`), such as `pods/UID/CONTAINER`; "" is the base itself. The OCI
-runtime makes the groups of containers; we make their parents, read usage, and remove what is left.
+Paths are relative to a `Cgroups`' base (`wherry/ID/NODE`), such as `pods/UID/CONTAINER`; "" is the base itself, and one
+that begins with / is of the whole machine. The OCI runtime makes the groups of containers; we make their parents, read
+usage, and remove what is left.
 """
 
 import errno
+import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from wherry.clock import machine
-from wherry.errors import Broken
-from wherry.host import kernel, mounts, processes
+from wherry.errors import Broken, NotFound, WherryError
+from wherry.host import cgroup_files as files
+from wherry.host import kernel, mounts
+from wherry.host.limits import Limits, plan_v1, plan_v2
 
 V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
 V1_CONTROLLERS = (
@@ -22,19 +26,6 @@ V1_CONTROLLERS = (
     "net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc", "name=systemd",
 )  # fmt: skip
 """The v1 hierarchies that we make groups in, where they are mounted: the OCI runtimes use them all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a group may use; None is unlimited, 0 pids too. Shares are v1's CPU weight (2..262144, 1024 is usual)."""
-
-    cpu_quota_us: int | None = None
-    cpu_period_us: int = 100_000
-    cpu_shares: int | None = None
-    memory_bytes: int | None = None
-    memory_swap_bytes: int | None = None
-    pids: int | None = None
-    cpuset_cpus: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,11 @@ class Cgroups(Protocol):
         ...
 
     def freeze(self, path: str, *, frozen: bool, timeout_s: float = 5.0) -> None:
-        """Stop, or let go on, everything in the group; returns when it is so. Blocks."""
+        """Stop, or let go on, everything in the group; returns when it is so. Blocks.
+
+        Where the group is gone with its last process, also meanwhile, there is nothing to let go on; to stop it then
+        raises NotFound.
+        """
         ...
 
     def remove(self, path: str) -> None:
@@ -106,6 +101,27 @@ class Cgroups(Protocol):
         """Name the groups directly below."""
         ...
 
+    def allow_realtime(self, path: str, runtime_us: int, period_us: int) -> None:
+        """Let the groups above one that is not there yet have its time for real-time threads. v1 only."""
+        ...
+
+    @property
+    def lays_weights(self) -> bool:
+        """Whether the OCI runtimes lay I/O weights here."""
+        ...
+
+    def weigh(self, path: str, limits: Limits) -> None:
+        """Give a group the I/O weights that the OCI runtimes do not lay themselves: those of the BFQ scheduler on v1."""
+        ...
+
+    def first_missing(self, path: str) -> str:
+        """Name the topmost group above `path`, from the machine's root, that is not there; "" when all are."""
+        ...
+
+    def remove_empty_above(self, path: str, top: str) -> None:
+        """Remove the groups above `path` up to `top` (from the machine's root), as far as nobody has groups in them."""
+        ...
+
     def directory(self, controller: str, path: str) -> str:
         """Say where a group's files of a controller are."""
         ...
@@ -115,98 +131,114 @@ class CgroupsV2:
     """One tree for everything. `root` is where it is mounted, or a directory delegated to us below."""
 
     version = 2
+    lays_weights = True
 
     def __init__(self, base: str, root: str = "/sys/fs/cgroup") -> None:
         self._root, self._base = root, base.strip("/")
 
     def runtime_path(self, path: str) -> str:
         """See Cgroups."""
-        return "/" + _join(self._base, path)
+        return "/" + files.join(self._base, path)
 
     def create(self, path: str, limits: Limits | None = None) -> None:
         """See Cgroups. Each parent hands the controllers it has to its children."""
-        _make_tree(self._root, _join(self._base, path), prepare=self._delegate)
+        files.make_tree(self._root, files.join(self._base, path), prepare=self._delegate)
         if limits is not None:
             self.limit(path, limits)
 
     def limit(self, path: str, limits: Limits) -> None:
         """See Cgroups."""
         directory = self._directory(path)
-        for name, value in plan_v2(limits).items():
-            _write_limit(f"{directory}/{name}", value)
+        files.write_limits(directory, plan_v2(limits))
 
     def usage(self, path: str) -> Usage:
         """See Cgroups."""
         directory = self._directory(path)
-        used = _read_int(f"{directory}/memory.current")
-        inactive = _read_pairs(f"{directory}/memory.stat").get("inactive_file", 0)
+        used = files.read_int(f"{directory}/memory.current")
+        inactive = files.read_pairs(f"{directory}/memory.stat").get("inactive_file", 0)
         return Usage(
-            cpu_usage_ns=_read_pairs(f"{directory}/cpu.stat").get("usage_usec", 0) * 1000,
+            cpu_usage_ns=files.read_pairs(f"{directory}/cpu.stat").get("usage_usec", 0) * 1000,
             memory_usage_bytes=used,
             memory_working_set_bytes=max(0, used - inactive),
-            pids=_read_int(f"{directory}/pids.current"),
-            oom_kills=_read_pairs(f"{directory}/memory.events").get("oom_kill", 0),
+            pids=files.read_int(f"{directory}/pids.current"),
+            oom_kills=files.read_pairs(f"{directory}/memory.events").get("oom_kill", 0),
         )
 
     def processes(self, path: str) -> list[int]:
         """See Cgroups."""
-        return _processes([self._directory(path)])
+        return files.pids_in([self._directory(path)])
 
     def enter(self, path: str, pid: int) -> None:
         """See Cgroups. Only groups without controllers for their children take processes."""
-        _write(f"{self._directory(path)}/cgroup.procs", str(pid))
+        files.write(f"{self._directory(path)}/cgroup.procs", str(pid))
 
     def signal_all(self, path: str, number: int) -> int:
         """See Cgroups."""
-        return _signal_all(self.processes(path), number)
+        return files.signal_all(self.processes(path), number)
 
     def kill(self, path: str, *, timeout_s: float = 5.0) -> None:
         """See Cgroups. The kernel does it in one step where it can (Linux 5.14)."""
         directory = self._directory(path)
         with suppress(FileNotFoundError), open(f"{directory}/cgroup.kill", "w", encoding="ascii") as file:
             file.write("1")
-        _kill_until_empty(lambda: self.processes(path), directory, timeout_s)
+        files.kill_until_empty(lambda: self.processes(path), directory, timeout_s)
 
     def freeze(self, path: str, *, frozen: bool, timeout_s: float = 5.0) -> None:
         """See Cgroups."""
         directory = self._directory(path)
-        _write(f"{directory}/cgroup.freeze", "1" if frozen else "0")
-        _until(
-            lambda: _read_pairs(f"{directory}/cgroup.events").get("frozen", int(frozen)) == int(frozen),
-            f"{directory}: {'freeze' if frozen else 'thaw'}",
-            timeout_s,
-        )
+        with _may_be_gone(directory, frozen):
+            files.write(f"{directory}/cgroup.freeze", "1" if frozen else "0")
+            files.until(
+                lambda: files.read_pairs(f"{directory}/cgroup.events").get("frozen", int(frozen)) == int(frozen),
+                f"{directory}: {'freeze' if frozen else 'thaw'}",
+                timeout_s,
+            )
 
     def remove(self, path: str) -> None:
         """See Cgroups."""
-        _remove_tree(self._directory(path))
-        if not _join("", path):
-            _remove_empty_parents(self._root, self._base)
+        files.remove_tree(self._directory(path))
+        if not files.join("", path):
+            files.remove_empty_parents(self._root, self._base)
 
     def children(self, path: str) -> list[str]:
         """See Cgroups."""
-        return sorted(_directories(self._directory(path)))
+        return sorted(files.directories(self._directory(path)))
+
+    def allow_realtime(self, path: str, runtime_us: int, period_us: int) -> None:
+        """See Cgroups."""
+        raise Broken(f"{path}: {runtime_us} of {period_us} us for real-time threads: cgroup v2 has no such limit")
 
     def directory(self, controller: str, path: str) -> str:
         """See Cgroups."""
         del controller
         return self._directory(path)
 
+    def weigh(self, path: str, limits: Limits) -> None:
+        """See Cgroups. The runtimes lay all of them here."""
+
+    def first_missing(self, path: str) -> str:
+        """See Cgroups."""
+        return files.first_missing(self._root, files.join(self._base, path))
+
+    def remove_empty_above(self, path: str, top: str) -> None:
+        """See Cgroups."""
+        files.remove_empty_parents(self._root, files.join(self._base, path), files.join("", top))
+
     def missing_controllers(self) -> list[str]:
         """Name the controllers we need (cpu, memory, pids) that the root does not offer: not delegated, or off."""
-        offered = _read(f"{self._root}/cgroup.controllers").split()
+        offered = files.read(f"{self._root}/cgroup.controllers").split()
         return [name for name in ("cpu", "memory", "pids") if name not in offered]
 
     def _directory(self, path: str) -> str:
-        return f"{self._root}/{_join(self._base, path)}"
+        return f"{self._root}/{files.join(self._base, path)}"
 
     def _delegate(self, directory: str) -> None:
-        offered = _read(f"{directory}/cgroup.controllers").split()
-        given = _read(f"{directory}/cgroup.subtree_control").split()
+        offered = files.read(f"{directory}/cgroup.controllers").split()
+        given = files.read(f"{directory}/cgroup.subtree_control").split()
         for name in V2_CONTROLLERS:
             if name in offered and name not in given:
                 try:
-                    _write(f"{directory}/cgroup.subtree_control", f"+{name}")
+                    files.write(f"{directory}/cgroup.subtree_control", f"+{name}")
                 except Broken as error:
                     if name in ("cpu", "memory", "pids"):
                         raise Broken(
@@ -222,15 +254,19 @@ class CgroupsV1:
 
     def __init__(self, base: str, roots: Mapping[str, str]) -> None:
         self._roots, self._base = dict(roots), base.strip("/")
+        trees = {os.path.realpath(root): (controller, root) for controller, root in reversed(self._roots.items())}
+        self._trees = tuple(trees.values())[::-1]  # each once: cpu and cpuacct are often one
 
     def runtime_path(self, path: str) -> str:
         """See Cgroups."""
-        return "/" + _join(self._base, path)
+        return "/" + files.join(self._base, path)
 
     def create(self, path: str, limits: Limits | None = None) -> None:
         """See Cgroups. A new group's cpuset is its parent's: an empty one takes no process."""
-        for controller, root in self._each_root():
-            _make_tree(root, _join(self._base, path), finish=_inherit_cpuset if controller == "cpuset" else None)
+        for controller, root in self._trees:
+            files.make_tree(
+                root, files.join(self._base, path), finish=files.inherit_cpuset if controller == "cpuset" else None
+            )
         if limits is not None:
             self.limit(path, limits)
 
@@ -241,36 +277,34 @@ class CgroupsV1:
                 continue
             directory = self._directory(controller, path)
             if controller == "memory":
-                _limit_memory_v1(directory, settings)
-                continue
-            for name, value in settings.items():
-                _write_limit(f"{directory}/{name}", value)
+                settings = files.limit_memory_v1(directory, settings)
+            files.write_limits(directory, settings)
 
     def usage(self, path: str) -> Usage:
         """See Cgroups."""
         memory = self._directory("memory", path)
-        used = _read_int(f"{memory}/memory.usage_in_bytes")
-        inactive = _read_pairs(f"{memory}/memory.stat").get("total_inactive_file", 0)
+        used = files.read_int(f"{memory}/memory.usage_in_bytes")
+        inactive = files.read_pairs(f"{memory}/memory.stat").get("total_inactive_file", 0)
         return Usage(
-            cpu_usage_ns=_read_int(f"{self._directory('cpuacct', path)}/cpuacct.usage"),
+            cpu_usage_ns=files.read_int(f"{self._directory('cpuacct', path)}/cpuacct.usage"),
             memory_usage_bytes=used,
             memory_working_set_bytes=max(0, used - inactive),
-            pids=_read_int(f"{self._directory('pids', path)}/pids.current"),
-            oom_kills=_oom_kills_v1(memory),
+            pids=files.read_int(f"{self._directory('pids', path)}/pids.current"),
+            oom_kills=files.oom_kills_v1(memory),
         )
 
     def processes(self, path: str) -> list[int]:
         """See Cgroups. Whoever is in any of the trees counts."""
-        return _processes([self._directory(controller, path) for controller, _ in self._each_root()])
+        return files.pids_in([self._directory(controller, path) for controller, _ in self._trees])
 
     def enter(self, path: str, pid: int) -> None:
         """See Cgroups."""
-        for controller, _ in self._each_root():
-            _write(f"{self._directory(controller, path)}/cgroup.procs", str(pid))
+        for controller, _ in self._trees:
+            files.write(f"{self._directory(controller, path)}/cgroup.procs", str(pid))
 
     def signal_all(self, path: str, number: int) -> int:
         """See Cgroups."""
-        return _signal_all(self.processes(path), number)
+        return files.signal_all(self.processes(path), number)
 
     def kill(self, path: str, *, timeout_s: float = 5.0) -> None:
         """See Cgroups. Frozen while we kill, so that nothing can fork away."""
@@ -279,60 +313,106 @@ class CgroupsV1:
         has_freezer = "freezer" in self._roots and os.path.exists(state)
         if has_freezer:
             with suppress(Broken):
-                _write(state, "FROZEN")
+                files.write(state, "FROZEN")
         try:
             self.signal_all(path, signal.SIGKILL)
         finally:
             if has_freezer:
-                for directory in [*_walk(freezer), freezer]:  # a paused container below stays frozen otherwise
+                for directory in [*files.walk(freezer), freezer]:  # a paused container below stays frozen otherwise
                     with suppress(Broken):
-                        _write(f"{directory}/freezer.state", "THAWED")
-        _kill_until_empty(lambda: self.processes(path), self._directory("pids", path), timeout_s)
+                        files.write(f"{directory}/freezer.state", "THAWED")
+        files.kill_until_empty(lambda: self.processes(path), self._directory("pids", path), timeout_s)
 
     def freeze(self, path: str, *, frozen: bool, timeout_s: float = 5.0) -> None:
         """See Cgroups."""
-        state, wanted = f"{self._directory('freezer', path)}/freezer.state", "FROZEN" if frozen else "THAWED"
+        directory = self._directory("freezer", path)
+        state, wanted = f"{directory}/freezer.state", "FROZEN" if frozen else "THAWED"
 
         def is_so() -> bool:
-            if _read(state).strip() == wanted:
+            if files.read(state).strip() == wanted:
                 return True
-            _write(state, wanted)  # the kernel wants to be asked again while tasks are between two states
+            files.write(state, wanted)  # the kernel wants to be asked again while tasks are between two states
             return False
 
-        _until(is_so, f"{state}: {wanted}", timeout_s)
+        with _may_be_gone(directory, frozen):
+            files.until(is_so, f"{state}: {wanted}", timeout_s)
 
     def remove(self, path: str) -> None:
         """See Cgroups."""
-        for controller, _ in self._each_root():
-            _remove_tree(self._directory(controller, path))
-            if not _join("", path):
-                _remove_empty_parents(self._roots[controller], self._base)
+        for controller, _ in self._trees:
+            files.remove_tree(self._directory(controller, path))
+            if not files.join("", path):
+                files.remove_empty_parents(self._roots[controller], self._base)
 
     def children(self, path: str) -> list[str]:
         """See Cgroups."""
         names: set[str] = set()
-        for controller, _ in self._each_root():
-            names.update(_directories(self._directory(controller, path)))
+        for controller, _ in self._trees:
+            names.update(files.directories(self._directory(controller, path)))
         return sorted(names)
+
+    def allow_realtime(self, path: str, runtime_us: int, period_us: int) -> None:
+        """See Cgroups. A group may have no more than is left of its parent's: each parent gets what its children need.
+
+        A group that is gone counts until the kernel has forgotten it, some milliseconds later; hence the patience.
+        """
+        for pause_s in (0.002, 0.01, 0.05, 0.2, 0.5, 0.0):
+            try:
+                self._share_realtime(path, runtime_us, period_us)
+                return
+            except Broken as error:
+                if kernel.errno_of(error) != errno.EINVAL or pause_s == 0.0:
+                    raise
+                machine.pause(pause_s)
+
+    def _share_realtime(self, path: str, runtime_us: int, period_us: int) -> None:
+        root, parts = self._roots.get("cpu", "/nonexistent"), files.join(self._base, path).split("/")
+        needs = runtime_us / period_us
+        wanted: list[tuple[str, int]] = []
+        for depth in range(len(parts) - 1, 0, -1):
+            group = "/".join([root, *parts[:depth]])
+            others = sum(files.realtime(f"{group}/{name}") for name in files.directories(group) if name != parts[depth])
+            needs = max(needs + others, files.realtime(group))
+            wanted.append((group, math.ceil(needs * (files.read_int(f"{group}/cpu.rt_period_us") or 1_000_000))))
+        for group, share_us in reversed(wanted):
+            if share_us > files.read_int(f"{group}/cpu.rt_runtime_us"):
+                files.write(f"{group}/cpu.rt_runtime_us", str(share_us))
 
     def directory(self, controller: str, path: str) -> str:
         """See Cgroups."""
         return self._directory(controller, path)
 
+    @property
+    def lays_weights(self) -> bool:
+        """See Cgroups. Not where the kernel has BFQ's files only."""
+        return os.path.exists(f"{self._directory('blkio', '')}/blkio.weight")
+
+    def weigh(self, path: str, limits: Limits) -> None:
+        """See Cgroups."""
+        directory = self._directory("blkio", path)
+        if self.lays_weights:
+            return
+        files.write_limits(directory, plan_v1(limits).get("blkio", {}))
+        for device, weight in limits.io_weights:
+            number = os.stat(device).st_rdev
+            place = f"{directory}/blkio.bfq.weight_device"
+            files.write(place, f"{os.major(number)}:{os.minor(number)} {weight}")
+
+    def first_missing(self, path: str) -> str:
+        """See Cgroups."""
+        return files.first_missing(next(iter(self._roots.values())), files.join(self._base, path))
+
+    def remove_empty_above(self, path: str, top: str) -> None:
+        """See Cgroups."""
+        for _, root in self._trees:
+            files.remove_empty_parents(root, files.join(self._base, path), files.join("", top))
+
     def missing_controllers(self) -> list[str]:
         """Name the controllers we need (cpu, memory, pids) that are not mounted."""
         return [name for name in ("cpu", "memory", "pids") if name not in self._roots]
 
-    def _each_root(self) -> Iterator[tuple[str, str]]:
-        """Yield each tree once: cpu and cpuacct are often one."""
-        seen: set[str] = set()
-        for controller, root in self._roots.items():
-            if os.path.realpath(root) not in seen:
-                seen.add(os.path.realpath(root))
-                yield controller, root
-
     def _directory(self, controller: str, path: str) -> str:
-        return f"{self._roots.get(controller, '/nonexistent')}/{_join(self._base, path)}"
+        return f"{self._roots.get(controller, '/nonexistent')}/{files.join(self._base, path)}"
 
 
 def find(base: str, points: Sequence[mounts.MountPoint] | None = None) -> CgroupsV2 | CgroupsV1:
@@ -353,226 +433,13 @@ def find(base: str, points: Sequence[mounts.MountPoint] | None = None) -> Cgroup
     raise Broken("no cgroup file system is mounted: mount -t cgroup2 none /sys/fs/cgroup")
 
 
-def plan_v2(limits: Limits) -> dict[str, str]:
-    """Say which files get which values on cgroup v2.
-
-    Shares become weights as crun and runc turn them: 2..262144 onto 1..10000. Swap: `memory_swap_bytes` counts memory
-    and swap together, as Docker's does; -1 is unlimited.
-    """
-    quota = "max" if limits.cpu_quota_us is None else str(limits.cpu_quota_us)
-    plan = {"cpu.max": f"{quota} {limits.cpu_period_us}"}
-    plan["memory.max"] = "max" if limits.memory_bytes is None else str(limits.memory_bytes)
-    if limits.memory_bytes is not None and limits.memory_swap_bytes is not None:
-        swap = limits.memory_swap_bytes
-        plan["memory.swap.max"] = "max" if swap < 0 else str(max(0, swap - limits.memory_bytes))
-    plan["pids.max"] = str(limits.pids) if limits.pids else "max"
-    if limits.cpu_shares is not None:
-        shares = min(262_144, max(2, limits.cpu_shares))
-        plan["cpu.weight"] = str(1 + (shares - 2) * 9999 // 262_142)
-    if limits.cpuset_cpus:
-        plan["cpuset.cpus"] = limits.cpuset_cpus
-    return plan
-
-
-def plan_v1(limits: Limits) -> dict[str, dict[str, str]]:
-    """Say which files of which controllers get which values on cgroup v1."""
-    memory = {"memory.limit_in_bytes": "-1" if limits.memory_bytes is None else str(limits.memory_bytes)}
-    if limits.memory_bytes is None or limits.memory_swap_bytes is not None:
-        memory["memory.memsw.limit_in_bytes"] = str(-1 if limits.memory_bytes is None else limits.memory_swap_bytes)
-    cpu = {"cpu.cfs_period_us": str(limits.cpu_period_us)}
-    cpu["cpu.cfs_quota_us"] = "-1" if limits.cpu_quota_us is None else str(limits.cpu_quota_us)
-    if limits.cpu_shares is not None:
-        cpu["cpu.shares"] = str(max(2, limits.cpu_shares))
-    plan = {"cpu": cpu, "memory": memory, "pids": {"pids.max": str(limits.pids) if limits.pids else "max"}}
-    if limits.cpuset_cpus:
-        plan["cpuset"] = {"cpuset.cpus": limits.cpuset_cpus}
-    return plan
-
-
-def _limit_memory_v1(directory: str, settings: Mapping[str, str]) -> None:
-    """Memory must stay at or below memory+swap at every step: so raise the second first, lower it last."""
-    plain, both = f"{directory}/memory.limit_in_bytes", f"{directory}/memory.memsw.limit_in_bytes"
-    order = [(plain, settings["memory.limit_in_bytes"])]
-    if "memory.memsw.limit_in_bytes" in settings and os.path.exists(both):
-        order.append((both, settings["memory.memsw.limit_in_bytes"]))
+@contextmanager
+def _may_be_gone(directory: str, frozen: bool) -> Generator[None]:
+    """Take an error of a group that has gone with its last process as what it is."""
     try:
-        for name, value in order:
-            _write_limit(name, value)
-    except Broken:
-        for name, value in reversed(order):
-            _write_limit(name, value)
-
-
-def _join(base: str, path: str) -> str:
-    parts = [part for part in f"{base}/{path}".split("/") if part]
-    if ".." in parts or "." in parts:
-        raise Broken(f"cgroup path {path!r} leaves its base")
-    return "/".join(parts)
-
-
-def _make_tree(
-    root: str,
-    path: str,
-    *,
-    prepare: Callable[[str], None] | None = None,
-    finish: Callable[[str, str], None] | None = None,
-) -> None:
-    """Make a group and its parents: `prepare(parent)` before each, `finish(parent, new)` after each new one.
-
-    Another instance may just be removing an empty parent that we share: then we begin again.
-    """
-    for attempt in range(10):
-        directory = root
-        try:
-            for name in path.split("/"):
-                parent, directory = directory, f"{directory}/{name}"
-                if prepare is not None:
-                    prepare(parent)
-                with suppress(FileExistsError):
-                    os.mkdir(directory, 0o755)
-                    if finish is not None:
-                        finish(parent, directory)
-        except OSError as error:
-            if error.errno != errno.ENOENT or attempt == 9 or not os.path.isdir(root):
-                raise kernel.refused(f"make cgroup {directory}", error.errno or 0) from error
-        except Broken as error:
-            if kernel.errno_of(error) != errno.ENOENT or attempt == 9:
-                raise
-        else:
-            return
-
-
-def _inherit_cpuset(parent: str, directory: str) -> None:
-    for setting in ("cpuset.cpus", "cpuset.mems"):
-        _write(f"{directory}/{setting}", _read(f"{parent}/{setting}").strip())
-
-
-def _write(path: str, value: str) -> None:
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(value)
-    except OSError as error:
-        raise kernel.refused(f"write {value!r} to {path}", error.errno or 0) from error
-
-
-def _write_limit(path: str, value: str) -> None:
-    """Write a limit; one that lifts nothing may be missing with its controller."""
-    if (value in ("max", "-1") or value.startswith("max ")) and not os.path.exists(path):
-        return
-    _write(path, value)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as error:
-        if error.errno == errno.ENODEV:  # the group went while we read
-            return ""
-        raise kernel.refused(f"read {path}", error.errno or 0) from error
-
-
-def _read_int(path: str) -> int:
-    text = _read(path).strip()
-    return int(text) if text.lstrip("-").isdigit() else 0
-
-
-def _read_pairs(path: str) -> dict[str, int]:
-    """Read lines of a name and a number."""
-    pairs = (line.split() for line in _read(path).splitlines())
-    return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdigit()}
-
-
-def _oom_kills_v1(directory: str) -> int:
-    """Sum over the tree: v1 counts a kill in the group of the victim alone."""
-    return sum(
-        _read_pairs(f"{group}/memory.oom_control").get("oom_kill", 0) for group in [directory, *_walk(directory)]
-    )
-
-
-def _directories(path: str) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _walk(path: str) -> list[str]:
-    """List the groups below, the deepest first."""
-    found: list[str] = []
-    for name in _directories(path):
-        found += _walk(f"{path}/{name}")
-        found.append(f"{path}/{name}")
-    return found
-
-
-def _processes(directories: Sequence[str]) -> list[int]:
-    found: set[int] = set()
-    for directory in directories:
-        for group in [directory, *_walk(directory)]:
-            try:
-                found.update(int(word) for word in _read(f"{group}/cgroup.procs").split())
-            except Broken as error:
-                if kernel.errno_of(error) != errno.EOPNOTSUPP:  # a threaded group: its processes show in its parent
-                    raise
-    found.discard(0)  # a process of another pid namespace
-    return sorted(found)
-
-
-def _signal_all(pids: Sequence[int], number: int) -> int:
-    count = 0
-    for pid in pids:
-        identity = processes.identify(pid)
-        count += identity is not None and processes.send_signal(identity, number)
-    return count
-
-
-def _kill_until_empty(list_pids: Callable[[], list[int]], what: str, timeout_s: float) -> None:
-    deadline = machine.monotonic() + timeout_s
-    pause_s = 0.001
-    while pids := list_pids():
-        _signal_all(pids, signal.SIGKILL)
-        if machine.monotonic() > deadline:
-            raise Broken(f"{what}: still has {len(pids)} processes ({pids[:5]}) {timeout_s:g} s after SIGKILL")
-        machine.pause(pause_s)
-        pause_s = min(0.05, pause_s * 2)
-
-
-def _until(is_so: Callable[[], bool], what: str, timeout_s: float) -> None:
-    deadline = machine.monotonic() + timeout_s
-    pause_s = 0.001
-    while not is_so():
-        if machine.monotonic() > deadline:
-            raise Broken(f"{what}: not done after {timeout_s:g} s")
-        machine.pause(pause_s)
-        pause_s = min(0.05, pause_s * 2)
-
-
-def _remove_empty_parents(root: str, base: str) -> None:
-    parent = os.path.dirname(base)
-    while parent:
-        try:
-            os.rmdir(f"{root}/{parent}")
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return  # another node or instance is in it
-        parent = os.path.dirname(parent)
-
-
-def _remove_tree(directory: str) -> None:
-    """Remove groups from the leaves up; just after the last process's end the kernel may still call them busy."""
-    for group in [*_walk(directory), directory]:
-        for pause_s in (0.001, 0.004, 0.016, 0.064, 0.25, 0.0):
-            try:
-                os.rmdir(group)
-                break
-            except (FileNotFoundError, NotADirectoryError):
-                break
-            except OSError as error:
-                if error.errno != errno.EBUSY or pause_s == 0.0:
-                    raise kernel.refused(f"remove cgroup {group}", error.errno or 0) from error
-                machine.pause(pause_s)
+        yield
+    except WherryError:
+        if os.path.exists(directory):
+            raise
+        if frozen:
+            raise NotFound(f"{directory}: the group is gone: its last process has ended") from None

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from wherry.host import kernel
 
@@ -32,9 +32,9 @@ class Flow:
 
 
 def flows() -> list[Flow]:
-    """List the IPv4 connections of the calling thread's network namespace. Raises Broken."""
+    """List the connections of the calling thread's network namespace. Raises Broken."""
     with _socket() as asker:
-        asker.send(_message(_GET, _REQUEST | _DUMP, b""))
+        asker.send(_message(_GET, _REQUEST | _DUMP, b"", socket.AF_UNSPEC))
         found: list[Flow] = []
         while True:
             for kind, body in _answers(asker):
@@ -52,7 +52,8 @@ def forget(chosen: Callable[[Flow], bool]) -> int:
     count = 0
     with _socket() as asker:
         for flow in filter(chosen, flows()):
-            asker.send(_message(_DELETE, _REQUEST | _ACK, flow.original))
+            family = socket.AF_INET6 if ":" in flow.source[0] else socket.AF_INET
+            asker.send(_message(_DELETE, _REQUEST | _ACK, flow.original, family))
             for _kind, body in _answers(asker):
                 number = -struct.unpack_from("=i", body)[0]
                 if number not in (0, errno.ENOENT):
@@ -71,8 +72,8 @@ def _socket() -> socket.socket:
     return made
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return struct.pack("=IHHIIBBH", 20 + len(body), kind, flags, 1, 0, socket.AF_INET, 0, 0) + body
+def _message(kind: int, flags: int, body: bytes, family: int) -> bytes:
+    return struct.pack("=IHHIIBBH", 20 + len(body), kind, flags, 1, 0, family, 0, 0) + body
 
 
 def _answers(asker: socket.socket) -> Iterator[tuple[int, bytes]]:
@@ -103,11 +104,11 @@ def _tuple(body: bytes) -> tuple[int, tuple[str, int], tuple[str, int]] | None:
     """Read (protocol, source, target)."""
     parts = _attributes(body)
     addresses, protocol = _attributes(parts.get(1, b"")), _attributes(parts.get(2, b""))
-    if 1 not in addresses or 2 not in addresses or 1 not in protocol:
-        return None  # IPv6
+    source, target = (addresses.get(four, addresses.get(six)) for four, six in ((1, 3), (2, 4)))
+    if source is None or target is None or 1 not in protocol:
+        return None
     ports = [int.from_bytes(protocol.get(kind, b"\0\0"), "big") for kind in (2, 3)]
-    source, target = str(IPv4Address(addresses[1])), str(IPv4Address(addresses[2]))
-    return protocol[1][0], (source, ports[0]), (target, ports[1])
+    return protocol[1][0], (str(ip_address(source)), ports[0]), (str(ip_address(target)), ports[1])
 
 
 def _attributes(body: bytes) -> dict[int, bytes]:

@@ -16,6 +16,7 @@ _BIND, _REC, _RELATIME = 4096, 16384, 1 << 21
 _PROPAGATION = {"unbindable": 1 << 17, "private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20}
 _DETACH, _NO_FOLLOW = 2, 8
 _AT_FDCWD, _AT_RECURSIVE, _ATTR_READ_ONLY = -100, 0x8000, 1
+_OPEN_TREE, _OPEN_TREE_CLONE, _O_CLOEXEC, _AT_EMPTY_PATH = 428, 1, 0x80000, 0x1000
 _PAGE_BYTES = 4096
 _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 6, 1, 4
 
@@ -33,6 +34,7 @@ class MountPoint:
     kind: str
     source: str
     super_options: tuple[str, ...]
+    is_slave: bool = False
 
 
 def mount(source: str, target: str, kind: str, *, flags: int = 0, options: str = "") -> None:
@@ -64,6 +66,25 @@ def bind(source: str, target: str, *, read_only: bool = False, recursive: bool =
         except Broken:
             unmount(target)
             raise
+
+
+def follow(source: str, target: str, *, recursive: bool = False) -> None:
+    """Bind as `bind` does, and as a slave of where `source` lies: what is mounted there later shows here too, and nothing
+    that is mounted or taken away here ever shows there. Raises Broken.
+
+    It is a slave before it is in its place, which may lie on a shared mount: so no copy in another namespace spreads, either.
+    """
+    what = f"bind {source} on {target} as a slave"
+    flags = _OPEN_TREE_CLONE | _O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    tree = kernel.call(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags, what=what)
+    try:
+        attributes = struct.pack("QQQQ", 0, 0, _PROPAGATION["slave"], 0)
+        at = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+        kernel.call(kernel.MOUNT_SETATTR, tree, b"", at, attributes, len(attributes), what=what)
+        place = os.fsencode(target)
+        kernel.call(kernel.MOVE_MOUNT, tree, b"", _AT_FDCWD, place, _MOVE_MOUNT_F_EMPTY_PATH, what=what)
+    finally:
+        os.close(tree)
 
 
 def tmpfs(target: str, *, size_bytes: int = 0, mode: int = 0o755, flags: int = NO_SUID | NO_DEV) -> None:
@@ -244,6 +265,7 @@ def _parse(line: str) -> MountPoint:
         kind=kind,
         source=_unescape(source),
         super_options=tuple(super_options.split(",")),
+        is_slave=any(tag.startswith("master:") for tag in tags),
     )
 
 

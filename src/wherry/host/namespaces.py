@@ -4,6 +4,7 @@ Nothing here moves a thread of the daemon: what has to happen inside a namespace
 ends afterwards and takes its own view of the world along. Pinned namespaces live until `remove`, without any process.
 """
 
+import _thread
 import asyncio
 import errno
 import fcntl
@@ -70,7 +71,8 @@ async def in_thread_async(function: Callable[[], T], name: str) -> T:
         with suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits any more
             loop.call_soon_threadsafe(deliver, value, failure)
 
-    threading.Thread(target=body, name=name, daemon=True).start()
+    del name
+    _thread.start_new_thread(body, ())  # `Thread.start` would wait, and the loop with it, until the thread runs
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -178,6 +180,14 @@ def lo_up() -> None:
             raise kernel.refused("bring lo up", error.errno or 0) from error
 
 
+def name_host(name: str) -> None:
+    """Set the host name of the calling thread's UTS namespace. Raises Broken."""
+    try:
+        socket.sethostname(name)
+    except OSError as error:
+        raise kernel.refused(f"set hostname {name!r}", error.errno or 0) from error
+
+
 def sysctl(name: str, value: str) -> None:
     """Set a kernel setting (`net.ipv4.ip_forward`) as the calling thread's namespaces see it. Raises Broken."""
     try:
@@ -229,10 +239,7 @@ def _make(paths: Mapping[str, str], hostname: str, sysctls: Mapping[str, str]) -
     if "net" in paths:
         lo_up()
     if hostname and "uts" in paths:
-        try:
-            socket.sethostname(hostname)
-        except OSError as error:
-            raise kernel.refused(f"set hostname {hostname!r}", error.errno or 0) from error
+        name_host(hostname)
     for name, value in sysctls.items():
         sysctl(name, value)
     done: list[str] = []

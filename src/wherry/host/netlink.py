@@ -1,7 +1,7 @@
 """Links, addresses, routes and neighbours by raw rtnetlink: many requests in one system call.
 
 A request is a value (`Request`), made by a pure function; `Netlink.send` sends many and reads all answers. A socket
-belongs to the network namespace of the thread that opened it (see `namespaces.inside`). IPv4 only.
+belongs to the network namespace of the thread that opened it (see `namespaces.inside`).
 """
 
 import errno
@@ -10,7 +10,17 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +38,9 @@ _NESTED = 0x8000
 _UNIVERSE, _LINK_SCOPE = 0, 253
 _MAIN_TABLE, _LOCAL_TABLE, _PROTOCOL_STATIC, _ONLINK = 254, 255, 4, 4
 _PERMANENT = 0x80
+_NO_DETECTION = 2
+"""An IPv6 address that is ours for sure: it may be used at once."""
+_HAIRPIN, _ISOLATED = 4, 33
 _LAST_METRIC = 0x7FFF0000
 _BATCH_BYTES, _READ_BYTES = 60_000, 1 << 18
 
@@ -63,6 +76,14 @@ class Address:
 
     index: int
     interface: IPv4Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Address6:
+    """An IPv6 address of a link."""
+
+    index: int
+    interface: IPv6Interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +159,30 @@ class Netlink:
             local = attributes.get(2) or attributes.get(1)
             if family == socket.AF_INET and local is not None:
                 found.append(Address(index, IPv4Interface((local, length))))
+        return found
+
+    def addresses6(self) -> list[Address6]:
+        """List the IPv6 addresses."""
+        found: list[Address6] = []
+        for body in self._dump(_GETADDR, _NEWADDR, struct.pack("=BBBBI", socket.AF_INET6, 0, 0, 0, 0)):
+            family, length, _flags, _scope, index = struct.unpack_from("=BBBBI", body)
+            attributes = dict(_attributes(body, 8))
+            local = attributes.get(2) or attributes.get(1)
+            if family == socket.AF_INET6 and local is not None:
+                found.append(Address6(index, IPv6Interface((local, length))))
+        return found
+
+    def networks6(self) -> list[IPv6Network]:
+        """List the destinations of the IPv6 routes of the main table, without those of each link to itself."""
+        found: list[IPv6Network] = []
+        for body in self._dump(_GETROUTE, _NEWROUTE, struct.pack("=BBBBBBBBI", socket.AF_INET6, *[0] * 8)):
+            family, length, _, _, table, *_ = struct.unpack_from("=BBBBBBBBI", body)
+            attributes = dict(_attributes(body, 12))
+            if 15 in attributes:
+                table = struct.unpack("=I", attributes[15])[0]
+            network = IPv6Network((attributes.get(1, bytes(16)), length))
+            if family == socket.AF_INET6 and table == _MAIN_TABLE and not network.is_link_local:
+                found.append(network)
         return found
 
     def routes(self) -> list[Route]:
@@ -262,10 +307,11 @@ def set_link(name: str, *, up: bool | None = None, master: int | None = None, al
     return Request(f"change link {name}", _SETLINK, 0, body)
 
 
-def set_hairpin(name: str) -> Request:
-    """Let a bridge send frames back by the port `name` that they came from: it is in a bridge already."""
+def set_bridge_port(name: str, *, isolated: bool = False) -> Request:
+    """Let a bridge send frames back by the port `name` that they came from; `isolated`: to no other isolated port."""
     body = struct.pack("=BxHiII", socket.AF_BRIDGE, 0, index_of(name), 0, 0)
-    return Request(f"set hairpin of {name}", _SETLINK, 0, body + _attribute(12 | _NESTED, _attribute(4, b"\1")))
+    settings = _attribute(_HAIRPIN, b"\1") + _attribute(_ISOLATED, bytes([isolated]))
+    return Request(f"set up bridge port {name}", _SETLINK, 0, body + _attribute(12 | _NESTED, settings))
 
 
 def delete_link(name: str) -> Request:
@@ -275,17 +321,18 @@ def delete_link(name: str) -> Request:
 
 
 def add_address(index: int, interface: str) -> Request:
-    """Give a link an address such as `10.64.0.1/24`; fine when it has it."""
-    value = IPv4Interface(interface)
-    body = struct.pack("=BBBBI", socket.AF_INET, value.network.prefixlen, 0, _UNIVERSE, index)
+    """Give a link an address such as `10.64.0.1/24` or `fd00::1/64`; fine when it has it."""
+    value = ip_interface(interface)
+    flags = _NO_DETECTION if value.version == 6 else 0
+    body = struct.pack("=BBBBI", _family(value), value.network.prefixlen, flags, _UNIVERSE, index)
     body += _attribute(2, value.ip.packed) + _attribute(1, value.ip.packed)
     return Request(f"add address {interface}", _NEWADDR, _CREATE | _REPLACE, body)
 
 
 def delete_address(index: int, interface: str) -> Request:
     """Take an address from a link; fine when it is not there."""
-    value = IPv4Interface(interface)
-    body = struct.pack("=BBBBI", socket.AF_INET, value.network.prefixlen, 0, 0, index) + _attribute(2, value.ip.packed)
+    value = ip_interface(interface)
+    body = struct.pack("=BBBBI", _family(value), value.network.prefixlen, 0, 0, index) + _attribute(2, value.ip.packed)
     return Request(f"remove address {interface}", _DELADDR, 0, body, frozenset({errno.EADDRNOTAVAIL, errno.ENODEV}))
 
 
@@ -307,24 +354,25 @@ def delete_unreachable(destination: str) -> Request:
 
 def add_route(destination: str, index: int, *, gateway: str = "", source: str = "", onlink: bool = False) -> Request:
     """Set the route to a network over a link, in place of an equal one. `onlink`: the gateway needs no route itself."""
-    network = IPv4Network(destination)
-    scope = _UNIVERSE if gateway else _LINK_SCOPE
+    network = ip_network(destination)
+    scope = _UNIVERSE if gateway or network.version == 6 else _LINK_SCOPE
     flags = _ONLINK if onlink else 0
     body = struct.pack(
-        "=BBBBBBBBI", socket.AF_INET, network.prefixlen, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, scope, 1, flags
+        "=BBBBBBBBI", _family(network), network.prefixlen, 0, 0, _MAIN_TABLE, _PROTOCOL_STATIC, scope, 1, flags
     )
     body += _attribute(1, network.network_address.packed) + _attribute(4, struct.pack("=I", index))
     if gateway:
-        body += _attribute(5, IPv4Address(gateway).packed)
+        body += _attribute(5, ip_address(gateway).packed)
     if source:
-        body += _attribute(7, IPv4Address(source).packed)
+        body += _attribute(7, ip_address(source).packed)
     return Request(f"add route to {destination}", _NEWROUTE, _CREATE | _REPLACE, body)
 
 
 def delete_route(destination: str, *, index: int = 0) -> Request:
     """Remove the route to a network (over a link); fine when there is none."""
-    network = IPv4Network(destination)
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, network.prefixlen, 0, 0, _MAIN_TABLE, 0, 255, 0, 0)
+    network = ip_network(destination)
+    scope = _UNIVERSE if network.version == 6 else 255
+    body = struct.pack("=BBBBBBBBI", _family(network), network.prefixlen, 0, 0, _MAIN_TABLE, 0, scope, 0, 0)
     body += _attribute(1, network.network_address.packed)
     if index:
         body += _attribute(4, struct.pack("=I", index))
@@ -333,8 +381,9 @@ def delete_route(destination: str, *, index: int = 0) -> Request:
 
 def add_neighbour(index: int, address: str, mac: str) -> Request:
     """Say for ever which hardware address an address on a link has: no ARP is needed."""
-    body = struct.pack("=BxxxIHBB", socket.AF_INET, index, _PERMANENT, 0, 0)
-    body += _attribute(1, IPv4Address(address).packed) + _attribute(2, _mac(mac))
+    value = ip_address(address)
+    body = struct.pack("=BxxxIHBB", _family(value), index, _PERMANENT, 0, 0)
+    body += _attribute(1, value.packed) + _attribute(2, _mac(mac))
     return Request(f"set neighbour {address}", _NEWNEIGH, _CREATE | _REPLACE, body)
 
 
@@ -346,10 +395,10 @@ def index_of(name: str) -> int:
         raise kernel.refused(f"link {name}", error.errno or errno.ENODEV) from error
 
 
-def set_for_link(name: str, settings: Sequence[tuple[str, str]]) -> None:
-    """Set IPv4 settings of a link (`rp_filter`, ...) in the calling thread's namespace."""
+def set_for_link(name: str, settings: Sequence[tuple[str, str]], family: str = "ipv4") -> None:
+    """Set settings of a link (`rp_filter`, ...) in the calling thread's namespace; `family`: ipv4 or ipv6."""
     for key, value in settings:
-        path = f"/proc/sys/net/ipv4/conf/{name}/{key}"
+        path = f"/proc/sys/net/{family}/conf/{name}/{key}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -358,6 +407,10 @@ def set_for_link(name: str, settings: Sequence[tuple[str, str]]) -> None:
                 os.close(fd)
         except OSError as error:
             raise kernel.refused(f"set {key}={value} on {name}", error.errno or 0) from error
+
+
+def _family(value: IPv4Address | IPv4Network | IPv6Address | IPv6Network) -> int:
+    return socket.AF_INET6 if value.version == 6 else socket.AF_INET
 
 
 def _attribute(kind: int, data: bytes) -> bytes:

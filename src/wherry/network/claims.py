@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import msgspec
 
@@ -21,6 +21,8 @@ from wherry.network import ranges
 
 DIRECTORY = "/run/wherry/claims"
 POD_PREFIX, SERVICE_PREFIX, LINKS_PREFIX, NETWORK_PREFIX = 16, 20, 24, 24
+
+Subnet = IPv4Network | IPv6Network
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -106,7 +108,7 @@ class Claims:
             if mine is not None:
                 mine = msgspec.structs.replace(mine, owner=who, root=root, name=name or mine.name)
             else:
-                taken = [*self._taken_by_others(), *_networks(held.values())]
+                taken = _fours([*self._taken_by_others(), *_networks(held.values())])
                 got = ranges.first_free(self._pool, POD_PREFIX, taken, preferred=pods)
                 taken.append(IPv4Network(got))
                 served = ranges.first_free(self._pool, SERVICE_PREFIX, taken, from_end=True, preferred=services)
@@ -135,8 +137,10 @@ class Claims:
                     return found
         raise Unavailable(f"no TCP port of {address} is free")
 
-    def claim_network(self, instance: str, wanted: str = "") -> str:
+    def claim_network(self, instance: str, wanted: str = "", *, six: bool = False) -> str:
         """Take a subnet for a network of an instance: `wanted`, or any of the pool; what it has it gets again.
+
+        `six`: any of IPv6, from a range that is made of the instance's id, as RFC 4193 has it.
 
         Raises Conflict when `wanted` overlaps what somebody has, Unavailable without a claim or with the pool used up.
         """
@@ -148,8 +152,15 @@ class Claims:
             if wanted and wanted in mine.networks:
                 return wanted
             taken = [*self._taken_by_others(), *_networks(held.values())]
-            got = wanted or ranges.first_free(self._pool, NETWORK_PREFIX, taken, from_end=True)
-            clash = next((other for other in taken if wanted and other.overlaps(IPv4Network(wanted))), None)
+            if not wanted:
+                got = (
+                    ranges.first_free6(ranges.unique_local(instance), taken)
+                    if six
+                    else ranges.first_free(self._pool, NETWORK_PREFIX, _fours(taken), from_end=True)
+                )
+            else:
+                got = wanted
+            clash = next((other for other in taken if wanted and overlap(other, ip_network(wanted))), None)
             if clash is not None:
                 raise Conflict(f"Pool overlaps with other one on this address space: {wanted} with {clash}")
             self._write(msgspec.structs.replace(mine, networks=(*mine.networks, got)))
@@ -223,8 +234,8 @@ class Claims:
     def _path(self, instance: str) -> str:
         return f"{self._directory}/{instance}.json"
 
-    def _taken_by_others(self) -> list[IPv4Network]:
-        return [IPv4Network(text) for text in self._busy] if self._busy is not None else networks_in_use()
+    def _taken_by_others(self) -> list[Subnet]:
+        return [ip_network(text) for text in self._busy] if self._busy is not None else networks_in_use()
 
     @contextmanager
     def _locked(self) -> Generator[None]:
@@ -240,24 +251,35 @@ class Claims:
             os.close(lock)
 
 
-def networks_in_use() -> list[IPv4Network]:
+def networks_in_use() -> list[Subnet]:
     """List what this machine's addresses and routes cover, and its resolvers; the default route covers nothing."""
+    found: list[Subnet] = []
     with netlink.Netlink() as net:
-        found = [address.interface.network for address in net.addresses()]
+        found += [address.interface.network for address in net.addresses()]
         found += [route.destination for route in net.routes() if route.destination.prefixlen > 0]
+        found += [network for network in net.networks6() if network.prefixlen > 0]
     with suppress(OSError), open("/etc/resolv.conf", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             words = line.split()
             if words[:1] == ["nameserver"] and len(words) > 1:
                 with suppress(ValueError):
-                    found.append(IPv4Network(IPv4Address(words[1])))
+                    found.append(ip_network(ip_address(words[1])))
     return found
 
 
-def _networks(claims: Iterable[Claim]) -> list[IPv4Network]:
-    return [
-        IPv4Network(text) for claim in claims for text in (claim.pods, claim.services, claim.links, *claim.networks)
-    ]
+def overlap(one: Subnet, other: Subnet) -> bool:
+    """Say whether two subnets share an address."""
+    if isinstance(one, IPv4Network):
+        return isinstance(other, IPv4Network) and one.overlaps(other)
+    return isinstance(other, IPv6Network) and one.overlaps(other)
+
+
+def _fours(networks: Iterable[Subnet]) -> list[IPv4Network]:
+    return [each for each in networks if isinstance(each, IPv4Network)]
+
+
+def _networks(claims: Iterable[Claim]) -> list[Subnet]:
+    return [ip_network(text) for claim in claims for text in (claim.pods, claim.services, claim.links, *claim.networks)]
 
 
 def _try_port(address: str, port: int) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
@@ -17,7 +18,7 @@ from wherry.network.zone import DnsEndpoint, DnsPort, DnsService, Zone
 
 __all__ = ["DnsEndpoint", "DnsPort", "DnsServer", "DnsService", "Zone"]
 log = logging.getLogger(__name__)
-_TCP_CLIENTS, _TCP_IDLE_S, _UDP_WAITING = 64, 10.0, 1024
+_TCP_CLIENTS, _TCP_IDLE_S, _UDP_WAITING, _OTHERS = 64, 10.0, 1024, 64
 
 
 class DnsServer:
@@ -44,6 +45,8 @@ class DnsServer:
         self._addresses = list(addresses)
         servers = WatchedResolvers(exclude=self._addresses) if upstreams is None else lambda: upstreams
         self._upstream = Upstream(servers, port=upstream_port)
+        self._upstream_port = upstream_port
+        self._others: OrderedDict[tuple[str, ...], Upstream] = OrderedDict()
         self._stack = AsyncExitStack()
         self._waiting: set[asyncio.Task[None]] = set()
         self._clients: set[asyncio.Task[None]] = set()
@@ -70,7 +73,8 @@ class DnsServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._upstream.close()
+        for each in (self._upstream, *self._others.values()):
+            await each.close()
 
     async def _listen(self, address: str) -> None:
         loop = asyncio.get_running_loop()
@@ -133,7 +137,7 @@ class DnsServer:
             found = zone.lookup(question.name, question.kind)
             if found is not None and found.follow:
                 return await self._follow(question, found.follow, zone, udp=udp)
-            message = await self._upstream.ask(question, tcp=not udp)
+            message = await self._upstream_of(zone).ask(question, tcp=not udp)
             self._failing = False
             if udp and len(message) > question.room_bytes:
                 return dns_wire.answer(question, [_too_long(question)], authoritative=False, limit_bytes=64)
@@ -147,6 +151,18 @@ class DnsServer:
             log.debug("dns: %s", error)
             return _failure(question)
 
+    def _upstream_of(self, zone: Zone) -> Upstream:
+        """Find whom to ask for a zone's clients. What others said is kept apart."""
+        if not zone.servers:
+            return self._upstream
+        servers = tuple(zone.servers)
+        if servers not in self._others:
+            while len(self._others) >= _OTHERS:
+                self._others.popitem(last=False)  # what is under way there goes on
+            self._others[servers] = Upstream(lambda: servers, port=self._upstream_port)
+        self._others.move_to_end(servers)
+        return self._others[servers]
+
     async def _follow(self, question: Question, target: str, zone: Zone, *, udp: bool) -> bytes:
         """Answer CNAME `target` and, as far as we get them, the target's own records."""
         alias = dns_wire.cname(question.name, target, 5)
@@ -157,7 +173,7 @@ class DnsServer:
             records += own.records
         else:
             with suppress(Unavailable):
-                message = await self._upstream.ask(inner)
+                message = await self._upstream_of(zone).ask(inner)
                 records += dns_wire.answers(message, question.kind)
         limit = question.room_bytes if udp else 65535
         return dns_wire.answer(question, records, limit_bytes=limit)

@@ -6,7 +6,7 @@ A library for this costs 23 ms of start-up and 65 us for each answer; pods ask s
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 from wherry.errors import BadRequest
 
@@ -46,6 +46,12 @@ class Record:
 def a(name: str, address: str, ttl_s: int) -> Record:
     """An IPv4 address."""
     return Record(name, A, ttl_s, IPv4Address(address).packed)
+
+
+def address(name: str, address: str, ttl_s: int) -> Record:
+    """An address of either family."""
+    found = ip_address(address)
+    return Record(name, A if found.version == 4 else AAAA, ttl_s, found.packed)
 
 
 def cname(name: str, target: str, ttl_s: int) -> Record:

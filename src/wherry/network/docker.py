@@ -5,68 +5,87 @@ Docker keeps the chain DOCKER-USER for this. Our rules there carry our name as a
 Docker's manual, "Packet filtering and firewalls".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wherry.errors import Broken
 from wherry.host.nftables import Nft
 from wherry.network.ranges import link_prefix
 
-CHAIN = "ip filter DOCKER-USER"
+FAMILIES = ("ip", "ip6")
+CHAIN = "filter DOCKER-USER"
 
 
 class DockerUser:
-    """Our two rules in Docker's chain, as far as there is such a chain. `ensure` again after others' changes."""
+    """Our rules in Docker's chains, as far as there are such chains. `ensure` again after others' changes."""
 
     def __init__(self, nft: Nft, instance: str) -> None:
         self._nft, self._instance = nft, instance
 
-    async def ensure(self) -> bool:
-        """Add the rules that are missing; True when some were."""
-        rules = await _rules(self._nft)
-        if rules is None:
-            return False
-        missing = missing_rules(self._instance, rules)
-        await self._nft.run("\n".join(f"insert rule {CHAIN} {rule}" for rule in missing))
-        return bool(missing)
+    async def ensure(self, links: Sequence[str] = ()) -> bool:
+        """Add the rules that are missing, for all links with our prefix and for `links`; True when some were."""
+        commands: list[str] = []
+        for family in FAMILIES:
+            rules = await rules_of(self._nft, family)
+            if rules is not None:
+                place = place_in(rules)
+                commands += [
+                    f"{'insert' if place else 'add'} rule {family} {CHAIN} {place}{rule}"
+                    for rule in missing_rules(self._instance, rules, links)
+                ]
+        await self._nft.run("\n".join(commands))
+        return bool(commands)
+
+    async def drop(self, link: str) -> None:
+        """Take the rules for one link away."""
+        await _remove(self._nft, self._instance, lambda rule: any(name == link for _, name in _names(rule)))
 
     async def remove(self) -> None:
         """Take our rules away; fine when they, or Docker, are not there."""
         await remove_rules(self._nft, self._instance)
 
 
-def has_legacy_tables() -> bool:
-    """Say whether the old iptables (not its nftables form) holds rules: nothing of ours can let pods through there.
-
-    What helps: `update-alternatives --set iptables /usr/sbin/iptables-nft`, then restart dockerd.
-    """
-    try:
-        with open("/proc/net/ip_tables_names", encoding="ascii") as file:
-            return "filter" in file.read().split()
-    except OSError:
-        return False
-
-
 async def remove_rules(nft: Nft, instance: str) -> None:
-    """Take an instance's rules out of Docker's chain."""
-    handles = [rule["handle"] for rule in await _rules(nft) or () if rule.get("comment", "") == _comment(instance)]
-    await nft.run("\n".join(f"delete rule {CHAIN} handle {handle}" for handle in handles))
+    """Take an instance's rules out of Docker's chains."""
+    await _remove(nft, instance, lambda rule: True)
 
 
-def missing_rules(instance: str, rules: Sequence[Mapping[str, Any]]) -> list[str]:
+async def _remove(nft: Nft, instance: str, chosen: Callable[[Mapping[str, Any]], bool]) -> None:
+    commands = [
+        f"delete rule {family} {CHAIN} handle {rule['handle']}"
+        for family in FAMILIES
+        for rule in await rules_of(nft, family) or ()
+        if rule.get("comment", "") == _comment(instance) and chosen(rule)
+    ]
+    await nft.run("\n".join(commands))
+
+
+def missing_rules(instance: str, rules: Sequence[Mapping[str, Any]], links: Sequence[str] = ()) -> list[str]:
     """Say which of our rules are not among those that the chain has (in nft's JSON form)."""
-    there = {
-        match["left"]["meta"]["key"]
-        for rule in rules
-        if rule.get("comment", "") == _comment(instance)
+    there = {pair for rule in rules if rule.get("comment", "") == _comment(instance) for pair in _names(rule)}
+    wanted = [(key, name) for name in (f"{link_prefix(instance)}*", *links) for key in ("iifname", "oifname")]
+    return [
+        f'{key} "{name}" counter accept comment "{_comment(instance)}"'
+        for key, name in wanted
+        if (key, name) not in there
+    ]
+
+
+def place_in(rules: Sequence[Mapping[str, Any]]) -> str:
+    """Say where our rules go: behind people's own, whose refusals win, but before the last word that dockerd writes there."""
+    for rule in rules:
+        verdicts = [expression for expression in rule["expr"] if "counter" not in expression]
+        if verdicts == [{"return": None}]:
+            return f"handle {rule['handle']} "
+    return ""
+
+
+def _names(rule: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what a rule says of interfaces: (`iifname` or `oifname`, name)."""
+    return [
+        (match["left"]["meta"]["key"], match["right"])
         for expression in rule["expr"]
         if isinstance(match := expression.get("match"), dict) and "meta" in match["left"]
-    }
-    wanted = ("iifname", "oifname")
-    return [
-        f'{key} "{link_prefix(instance)}*" counter accept comment "{_comment(instance)}"'
-        for key in wanted
-        if key not in there
     ]
 
 
@@ -74,10 +93,10 @@ def _comment(instance: str) -> str:
     return f"wherry-{instance}"
 
 
-async def _rules(nft: Nft) -> list[Mapping[str, Any]] | None:
+async def rules_of(nft: Nft, family: str = "ip") -> list[Mapping[str, Any]] | None:
     """List the chain's rules; None when there is no such chain."""
     try:
-        items = await nft.read(f"list chain {CHAIN}")
+        items = await nft.read(f"list chain {family} {CHAIN}")
     except Broken as error:
         if "No such file or directory" in error.message:
             return None

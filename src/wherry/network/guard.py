@@ -28,6 +28,7 @@ class Guard:
         self.repairs = 0
         self._nft, self._period_s = nft, period_s
         self._checks: dict[str, Check] = {}
+        self._regular: dict[str, tuple[Check, float, float]] = {}
         self._seen: int | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -35,9 +36,14 @@ class Guard:
         """Look after one more part."""
         self._checks[name] = check
 
+    def add_regular(self, name: str, check: Check, *, every_s: float = 10.0) -> None:
+        """Look after one more part at intervals too: for changes that nftables does not count."""
+        self._regular[name] = (check, every_s, machine.monotonic() + every_s)
+
     def drop(self, name: str) -> None:
         """Look after it no longer."""
         self._checks.pop(name, None)
+        self._regular.pop(name, None)
 
     @asynccontextmanager
     async def own_change(self) -> AsyncGenerator[None]:
@@ -63,6 +69,20 @@ class Guard:
             log.warning("nftables was changed by somebody else: put back %s", ", ".join(repaired))
         return repaired
 
+    async def look_at_all(self, *, now: bool = True) -> Sequence[str]:
+        """Check those parts that are looked after at intervals (`now`: also before their time); name the repaired."""
+        repaired: list[str] = []
+        for name, (check, every_s, due) in list(self._regular.items()):
+            if not now and machine.monotonic() < due:
+                continue
+            self._regular[name] = (check, every_s, machine.monotonic() + every_s)
+            if await check():
+                repaired.append(name)
+        if repaired:
+            self.repairs += 1
+            log.warning("somebody else changed the network: put back %s", ", ".join(repaired))
+        return repaired
+
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="nftables guard")
         return self
@@ -82,6 +102,7 @@ class Guard:
             began = machine.monotonic()
             try:
                 await self.look()
+                await self.look_at_all(now=False)
                 failures = 0
             except WherryError as error:
                 self._seen = None

@@ -10,9 +10,11 @@ from ipaddress import IPv4Interface
 from wherry.errors import Broken
 from wherry.host import kernel, namespaces, netlink
 from wherry.host.nftables import Nft
-from wherry.network import ranges
-from wherry.network.docker import DockerUser, remove_rules
-from wherry.network.pods import forward, table_name
+from wherry.network import firewalls, ranges
+from wherry.network.bridges import mark
+from wherry.network.firewalls import Firewalls, Place
+from wherry.network.forwarding import forward
+from wherry.network.pods import table_name
 from wherry.network.services import table_name as services_table_name
 
 SETTINGS = (("rp_filter", "0"), ("forwarding", "1"), ("route_localnet", "1"), ("send_redirects", "0"))
@@ -61,7 +63,7 @@ class NodeNamespace:
         try:
             await namespaces.in_thread_async(lambda: _connect(made), f"node {self._number}")
             await self._nft.run(nodes_table(self._instance, self._number, self._addresses[1], self._local))
-            await DockerUser(self._nft, self._instance).ensure()
+            await self._let_through()
         except BaseException:
             await self.remove()
             raise
@@ -69,10 +71,16 @@ class NodeNamespace:
 
     async def check(self) -> bool:
         """Put the table and Docker's rules back where somebody flushed them (for a `Guard`); True when it was so."""
-        is_there = nodes_table_name(self._instance, self._number) in await _tables_of(self._instance, self._nft)
+        name = f"ip {nodes_table_name(self._instance, self._number)}"
+        is_there = name in await _tables_of(self._instance, self._nft)
         if not is_there:
             await self._nft.run(nodes_table(self._instance, self._number, self._addresses[1], self._local))
-        return await DockerUser(self._nft, self._instance).ensure() or not is_there
+        return await self._let_through() or not is_there
+
+    async def _let_through(self) -> bool:
+        """Let the node's packets pass other tools' firewalls; True when something was missing."""
+        host = IPv4Interface(self._addresses[0])
+        return await Firewalls(self._nft, self._instance).ensure([Place(str(host.network), str(host.ip))])
 
     async def remove(self) -> None:
         """Take the link, its rules and the namespace away. Processes inside keep a namespace without links."""
@@ -112,31 +120,43 @@ def nodes_table(instance: str, number: int, node_address: str, local: str) -> st
 async def leftovers(instance: str, nft: Nft) -> list[str]:
     """Name what an instance still has in this network namespace: links, routes' links and tables."""
     links = await nft.call(lambda: _links_of(instance))
-    return [f"link {name}" for name in links] + [f"table ip {name}" for name in await _tables_of(instance, nft)]
+    return [f"link {name}" for name in links] + [f"table {name}" for name in await _tables_of(instance, nft)]
 
 
-async def sweep(instance: str, nft: Nft) -> None:
-    """Take away everything that an instance has in this network namespace, whoever made it: links, tables, rules."""
-    await remove_rules(nft, instance)
+async def sweep(instance: str, nft: Nft, ranges: Sequence[str] = ()) -> None:
+    """Take away everything that an instance has in this network namespace, whoever made it: links, tables, rules.
+
+    `ranges` are its addresses: those that a firewall was told of are taken back.
+    """
+    await firewalls.remove(nft, instance, ranges)
     for table in await _tables_of(instance, nft):
-        await nft.run(f"add table ip {table}\ndelete table ip {table}")
+        await nft.run(f"add table {table}\ndelete table {table}")
     await nft.call(lambda: _sweep_links(instance))
 
 
 async def _tables_of(instance: str, nft: Nft) -> list[str]:
+    """Name them with their families."""
     mine = {table_name(instance), services_table_name(instance)}
-    names = [item["table"]["name"] for item in await nft.read("list tables ip") if "table" in item]
-    return [name for name in names if name in mine or name.startswith(f"wherry-{instance}-")]
+    tables = [item["table"] for item in await nft.read("list tables") if "table" in item]
+    return [
+        f"{each['family']} {each['name']}"
+        for each in tables
+        if each["name"] in mine or each["name"].startswith(f"wherry-{instance}-")
+    ]
 
 
 def _links_of(instance: str) -> Sequence[str]:
     with netlink.Netlink() as net:
-        return [link.name for link in net.links() if link.name.startswith(ranges.link_prefix(instance))]
+        return [link.name for link in net.links() if _is_of(instance, link)]
+
+
+def _is_of(instance: str, link: netlink.Link) -> bool:
+    return link.name.startswith(ranges.link_prefix(instance)) or link.alias == mark(instance)
 
 
 def _sweep_links(instance: str) -> None:
     with netlink.Netlink() as net:
-        own = {link.index for link in net.links() if link.name.startswith(ranges.link_prefix(instance))}
+        own = {link.index for link in net.links() if _is_of(instance, link)}
         pods = [address.interface for address in net.addresses() if address.index in own]
         net.send([netlink.delete_link(name) for name in _links_of(instance)])
         routes = net.routes()

@@ -22,8 +22,9 @@ import msgspec
 from wherry.errors import Broken, Unavailable
 from wherry.host import kernel, namespaces, netlink, processes
 from wherry.host.nftables import Nft
-from wherry.network import ranges
-from wherry.network.docker import DockerUser
+from wherry.network import firewalls, ranges
+from wherry.network.firewalls import Firewalls, Place
+from wherry.network.forwarding import forward
 from wherry.network.guard import Guard
 from wherry.network.ranges import Ranges
 from wherry.network.types import Attachment
@@ -62,7 +63,8 @@ class LocalPodNetwork:
         self._link = ranges.gateway_link(instance, number)
         self._link_index = 0
         self._boot_id = processes.boot_id()
-        self._docker = DockerUser(nft, instance)
+        self._firewalls = Firewalls(nft, instance)
+        self._places = [Place(node.node, node.gateway)]
         self._records: dict[str, Record] = {}
         self._by_address: dict[str, str] = {}
         self._usable = ranges.usable(node.node)
@@ -92,15 +94,17 @@ class LocalPodNetwork:
         self._by_address = {record.address: record.owner for record in self._records.values()}
         await self._nft.call(self._set_up)
         await self._nft.run(pods_table(self._instance, self._ranges))
-        await self._docker.ensure()
+        await self._firewalls.ensure(self._places)
         self._guard.add("pods", self._check)
+        self._guard.add_regular("pods' links", self._check_links)
 
     async def close(self, *, remove: bool = False) -> None:
         """Stop looking after it; with `remove` take every pod's link, the gateway, routes and rules away."""
-        self._guard.drop("pods")
+        for name in ("pods", "pods' links"):
+            self._guard.drop(name)
         if not remove:
             return
-        await self._docker.remove()
+        await firewalls.remove(self._nft, self._instance, [self._ranges.node])
         await self._nft.run(f"add table ip {table_name(self._instance)}\ndelete table ip {table_name(self._instance)}")
         await self._nft.call(self._tear_down)
         for record in self._records.values():
@@ -110,7 +114,7 @@ class LocalPodNetwork:
         self._records.clear()
         self._by_address.clear()
 
-    async def attach(self, owner: str, netns: str) -> Attachment:
+    async def attach(self, owner: str, netns: str, *, mac: str = "") -> Attachment:
         """See PodNetwork. Raises Unavailable when every address is taken, Broken with the kernel's words."""
         async with self._locks.setdefault(owner, asyncio.Lock()):
             identity = namespaces.identity(netns)
@@ -120,7 +124,7 @@ class LocalPodNetwork:
             begun = Record(self._boot_id, owner, record.address if record else self._free_address(), netns, identity)
             self._keep(begun)  # before the link is made: after a crash we know what to look for
             try:
-                await namespaces.in_thread_async(lambda: self._connect(begun), f"attach {begun.address}")
+                await namespaces.in_thread_async(lambda: self._connect(begun, mac), f"attach {begun.address}")
             except Broken:
                 await self._drop(begun)
                 raise
@@ -202,10 +206,11 @@ class LocalPodNetwork:
                     failures.append(f"node {address}: {error}")
         return failures
 
-    def _connect(self, record: Record) -> None:
+    def _connect(self, record: Record, own_mac: str) -> None:
         """Make the pair of links and set both ends up. Runs in a thread that ends inside the pod's namespace."""
         name = ranges.pod_link(self._instance, record.address)
         mac, peer_mac = (ranges.mac_of(record.address, inside=inside) for inside in (False, True))
+        peer_mac = own_mac or peer_mac
         netns = os.open(record.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with netlink.Netlink() as net:
@@ -218,14 +223,9 @@ class LocalPodNetwork:
                     if kernel.errno_of(error) != errno.EEXIST:
                         raise
                     net.send([netlink.delete_link(name), make])  # left by an attempt that was cut short
-                index = netlink.index_of(name)
                 netlink.set_for_link(name, POD_LINK_SETTINGS)
-                net.send(
-                    [
-                        netlink.add_neighbour(index, record.address, peer_mac),
-                        netlink.add_route(f"{record.address}/32", index, source=self.gateway),
-                    ]
-                )
+                index = netlink.index_of(name)
+                net.send([netlink.add_neighbour(index, record.address, peer_mac), self._way_to(record, index)])
             kernel.setns(netns, kernel.CLONE_NEWNET, f"network namespace {record.netns}")
             with netlink.Netlink() as net:
                 index = netlink.index_of("eth0")
@@ -240,19 +240,46 @@ class LocalPodNetwork:
         finally:
             os.close(netns)
 
+    def _way_to(self, record: Record, index: int) -> netlink.Request:
+        return netlink.add_route(f"{record.address}/32", index, source=self.gateway)
+
     def _disconnect(self, address: str) -> None:
         with netlink.Netlink() as net:
             net.send([netlink.delete_link(ranges.pod_link(self._instance, address))])
 
     # on the loop ------------------------------------------------------------------------------------------------------
     async def _check(self) -> bool:
-        """Put our table and Docker rules back where somebody flushed them."""
+        """Put our table, and our places in other firewalls, back where somebody flushed them."""
         tables = await self._nft.read("list tables ip")
         is_there = any(item["table"]["name"] == table_name(self._instance) for item in tables if "table" in item)
         if not is_there or not await self._has_rules():
             await self._nft.run(pods_table(self._instance, self._ranges))
             is_there = False
-        return await self._docker.ensure() or not is_there
+        return await self._firewalls.ensure(self._places) or not is_there
+
+    async def _check_links(self) -> bool:
+        """Put back what somebody took away and nftables does not count: links, addresses, rules of the old iptables."""
+        changed, gone = await self._nft.call(self._reconcile)
+        for record in gone:
+            await self.attach(record.owner, record.netns)
+        return bool(await self._firewalls.ensure(self._places) or changed or gone)
+
+    def _reconcile(self) -> tuple[bool, list[Record]]:
+        """Say whether something was put back, and whose links have to be made anew."""
+        changed = bool(forward())
+        with netlink.Netlink() as net:
+            there = {link.name: link for link in net.links()}
+            held = {(each.index, str(each.interface.ip)) for each in net.addresses()}
+        link = there.get(self._link)
+        if link is None or not link.is_up or (link.index, self.gateway) not in held:
+            self._set_up()
+            changed = True
+        records = [each for each in tuple(self._records.values()) if each.ready and os.path.exists(each.netns)]
+        links = [(each, there.get(ranges.pod_link(self._instance, each.address))) for each in records]
+        if changed:  # the ways to pods have our address for their source, and went with it
+            with netlink.Netlink() as net:
+                net.send([self._way_to(each, link.index) for each, link in links if link is not None])
+        return changed, [each for each, link in links if link is None]
 
     async def _has_rules(self) -> bool:
         items = await self._nft.read(f"list table ip {table_name(self._instance)}")
@@ -291,30 +318,6 @@ class LocalPodNetwork:
 
     def _attachment(self, record: Record) -> Attachment:
         return Attachment(record.address, self.gateway, ranges.pod_link(self._instance, record.address))
-
-
-def forward() -> dict[str, str]:
-    """Let this network namespace forward packets; return what was otherwise before, for `restore`."""
-    before = namespaces.read_sysctl("net.ipv4.ip_forward")
-    if before == "1":
-        return {}
-    namespaces.sysctl("net.ipv4.ip_forward", "1")
-    return {"net.ipv4.ip_forward": before}
-
-
-def restore(settings: Mapping[str, str]) -> list[str]:
-    """Put machine-wide settings back, unless others may count on them by now; name those that were put back.
-
-    Forwarding stays on where there are bridges or pairs of links: somebody else's containers or machines.
-    """
-    if not settings:
-        return []
-    with netlink.Netlink() as net:
-        if any(link.kind in ("bridge", "veth", "tun", "macvlan") for link in net.links()):
-            return []
-    for name, value in settings.items():
-        namespaces.sysctl(name, value)
-    return list(settings)
 
 
 def mtu_outwards(net: netlink.Netlink) -> int:

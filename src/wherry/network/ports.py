@@ -1,105 +1,34 @@
 """Published ports: which port of the machine leads to which container, as flat nftables maps.
 
-A port is ours while we listen on it, so other programs and we refuse each other as usual. The kernel leads IPv4
-connections past our listener; what it cannot lead (`[::1]`), the listener's relay carries. While no engine runs the
-kernel goes on leading, and the next engine takes the listeners up again.
+A port is ours while we listen on it, so other programs and we refuse each other as usual. The kernel leads connections
+past our listener; what it cannot lead (`[::1]`, and IPv6 to a container that has none), the listener's relay carries.
+While no engine runs the kernel goes on leading, and the next engine takes the listeners up again.
 """
 
 import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 
 from wherry.errors import Broken, Conflict, Invalid, Unsupported, WherryError
 from wherry.host import conntrack
 from wherry.host.nftables import Nft
+from wherry.network import port_rules
 from wherry.network.guard import Guard
+from wherry.network.port_rules import ANY4, ANY6, FAMILIES, RULES, Elements, elements_of, overlaps, table_name
 from wherry.network.relays import DatagramRelay, Relay
-from wherry.network.types import PortBinding, PublishedPort
+from wherry.network.types import PortBinding, PortTarget, PublishedPort
 
 log = logging.getLogger(__name__)
 
-MAPS: Mapping[str, str] = {
-    "published": "map {0} published {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}",
-    "everywhere": "map {0} everywhere {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}",
-    "gateways": "map {0} gateways {{ type ipv4_addr : ipv4_addr; }}",
-    "targets": "set {0} targets {{ type ipv4_addr . inet_proto . inet_service; }}",
-    "hairpin": "set {0} hairpin {{ type ipv4_addr . ipv4_addr; }}",
-}
-"""The maps and sets that carry the ports."""
-
-RULES = (
-    "arriving dnat ip to ip daddr . meta l4proto . th dport map @published",
-    "arriving fib daddr type local dnat ip to meta l4proto . th dport map @everywhere",
-    "own dnat ip to ip daddr . meta l4proto . th dport map @published",
-    "own fib daddr type local dnat ip to meta l4proto . th dport map @everywhere",
-    # Answers have to come back this way; all others keep their address, whatever the rules for services say later.
-    "leaving ct status dnat ip saddr 127.0.0.0/8 snat ip to ip daddr map @gateways",
-    "leaving ct status dnat ip saddr . ip daddr @hairpin snat ip to ip daddr map @gateways",
-    "leaving ct status dnat ip daddr . meta l4proto . th dport @targets snat ip to ip saddr",
-)
-_CHAINS = (
-    "arriving {0}{{ type nat hook prerouting priority dstnat - 1; }}",
-    "own {0}{{ type nat hook output priority -101; }}",
-    "leaving {0}{{ type nat hook postrouting priority srcnat - 10; }}",
-)
 _TRIES = 16
 _UDP = 17
 
-Elements = dict[str, dict[str, str]]
 Carrier = Relay | DatagramRelay
-
-
-def table_name(instance: str) -> str:
-    """Name the table for published ports."""
-    return f"wherry-{instance}-ports"
-
-
-def frame(instance: str) -> str:
-    """Write the table without any port, in place of the one that may be there. Pure."""
-    table = f"ip {table_name(instance)}"
-    lines = [f"add table {table}", f"delete table {table}", f"add table {table}"]
-    lines += [f"add {definition.format(table)}" for definition in MAPS.values()]
-    lines += [f"add chain {table} {chain.format('')}" for chain in _CHAINS]
-    lines += [f"add rule {table} {rule}" for rule in RULES]
-    return "\n".join(lines)
-
-
-def elements_of(ports: Sequence[PublishedPort]) -> Elements:
-    """Say which elements these ports need. Pure."""
-    found: Elements = {name: {} for name in MAPS}
-    for each in ports:
-        target = f"{each.address} . {each.port}"
-        if ":" in each.host_address:
-            continue  # the relay's alone
-        if each.host_address:
-            found["published"][f"{each.host_address} . {each.protocol} . {each.host_port}"] = target
-        else:
-            found["everywhere"][f"{each.protocol} . {each.host_port}"] = target
-        found["gateways"][each.address] = each.gateway
-        found["targets"][f"{each.address} . {each.protocol} . {each.port}"] = ""
-        found["hairpin"][f"{each.address} . {each.address}"] = ""
-    return found
-
-
-def changes(instance: str, old: Elements, new: Elements) -> str:
-    """Write the commands that turn `old` into `new`; "" when they are equal. Pure."""
-    table = f"ip {table_name(instance)}"
-    lines: list[str] = []
-    for name in MAPS:
-        gone = [key for key, value in old[name].items() if new[name].get(key) != value]
-        come = [f"{key} : {value}" if value else key for key, value in new[name].items() if old[name].get(key) != value]
-        lines += [f"delete element {table} {name} {{ {', '.join(gone)} }}"] if gone else []
-        lines += [f"add element {table} {name} {{ {', '.join(come)} }}"] if come else []
-    return "\n".join(lines)
-
-
-def overlaps(one: str, other: str) -> bool:
-    """Say whether two host addresses share a port: "" stands for every address. Pure."""
-    return not one or not other or one == other
 
 
 class Ports:
@@ -110,7 +39,7 @@ class Ports:
 
     def __init__(self, instance: str, nft: Nft, guard: Guard, *, default_address: str = "") -> None:
         self._instance, self._nft, self._guard = instance, nft, guard
-        self._default_address = default_address
+        self._default_address = "" if default_address == ANY4 else default_address
         self._held: dict[str, Sequence[PublishedPort]] = {}
         self._listeners: dict[str, list[Carrier]] = {}
         self._in_kernel: Elements | None = None
@@ -129,8 +58,9 @@ class Ports:
         for owner in tuple(self._listeners):
             self._free(owner)
         if remove:
-            table = f"ip {table_name(self._instance)}"
-            await self._nft.run(f"add table {table}\ndelete table {table}")
+            for family in FAMILIES:
+                table = f"{family} {table_name(self._instance)}"
+                await self._nft.run(f"add table {table}\ndelete table {table}")
             self._held.clear()
             self._in_kernel = None
 
@@ -138,16 +68,14 @@ class Ports:
         """List what an owner has published."""
         return self._held.get(owner, ())
 
-    async def publish(
-        self, owner: str, wishes: Sequence[PortBinding], address: str, gateway: str
-    ) -> Sequence[PublishedPort]:
+    async def publish(self, owner: str, wishes: Sequence[PortBinding], target: PortTarget) -> Sequence[PublishedPort]:
         """Publish all or nothing; what the owner had before is given up. Raises Conflict in Docker's words, Invalid."""
         self._release(owner)
         got: list[PublishedPort] = []
         listeners: list[Carrier] = []
         try:
             for wish in wishes:
-                port, sockets = self._take(wish, got, address, gateway)
+                port, sockets = self._take(wish, got, target)
                 got.append(port)
                 listeners += _carriers(port, sockets)
             for each in listeners:
@@ -158,6 +86,18 @@ class Ports:
             raise
         await self._hold(owner, got, listeners)
         return got
+
+    async def retarget(self, owner: str, target: PortTarget) -> Sequence[PublishedPort]:
+        """Lead an owner's ports to another place from now on; return them."""
+        ports = [_aimed(each, target) for each in self._held.get(owner, ())]
+        if not ports or list(self._held[owner]) == ports:
+            return ports
+        self._held[owner] = tuple(ports)
+        for each in self._listeners.get(owner, ()):
+            each.lead_to(_relayed_to(target, six=each.is_six))
+        await self._sync()
+        await self._forget_udp(ports)
+        return ports
 
     async def adopt(self, owner: str, ports: Sequence[PublishedPort]) -> None:
         """Take up what an engine before us has published, before `start`; a port that somebody else listens on is kept."""
@@ -207,7 +147,7 @@ class Ports:
             each.close()
 
     def _take(
-        self, wish: PortBinding, also: Sequence[PublishedPort], address: str, gateway: str
+        self, wish: PortBinding, also: Sequence[PublishedPort], target: PortTarget
     ) -> tuple[PublishedPort, list[socket.socket]]:
         """Choose a port and listen on it."""
         if wish.protocol not in ("tcp", "udp"):
@@ -227,15 +167,15 @@ class Ports:
                 sockets = _bind(wish.protocol, host, number)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    refused = (
-                        f"Error starting userland proxy: listen {wish.protocol}4 {host or '0.0.0.0'}:{number}: "
-                        "bind: address already in use"
-                    )
+                    kind = f"{wish.protocol}{6 if ':' in host else 4}"
+                    place = f"listen {kind} {host or ANY4}:{number}"
+                    refused = f"Error starting userland proxy: {place}: bind: address already in use"
                     continue
                 words = "cannot assign requested address" if error.errno == errno.EADDRNOTAVAIL else str(error)
                 raise Invalid(f"listen {wish.protocol} {host}:{number}: bind: {words}") from error
             found = int(sockets[0].getsockname()[1])
-            return PublishedPort(wish.protocol, host, found, address, wish.port, gateway, len(sockets) > 1), sockets
+            port = PublishedPort(wish.protocol, host, found, "", wish.port, "", len(sockets) > 1)
+            return _aimed(port, target), sockets
         raise Conflict(refused)
 
     async def _sync_behind(self) -> None:
@@ -248,7 +188,7 @@ class Ports:
             if self._in_kernel is None:
                 await self._write_anew(wanted)
                 return
-            commands = changes(self._instance, self._in_kernel, wanted)
+            commands = port_rules.changes(self._instance, self._in_kernel, wanted)
             if not commands:
                 return
             before = self._in_kernel
@@ -262,8 +202,7 @@ class Ports:
             await self._forget_gone(before, wanted)
 
     async def _write_anew(self, wanted: Elements) -> None:
-        empty: Elements = {name: {} for name in MAPS}
-        await self._nft.run(f"{frame(self._instance)}\n{changes(self._instance, empty, wanted)}")
+        await self._nft.run(port_rules.anew(self._instance, wanted))
         self._in_kernel = wanted
 
     async def _check(self) -> bool:
@@ -272,25 +211,30 @@ class Ports:
             wanted = self._in_kernel
             if wanted is None:
                 return False
-            if await self._count() == (len(RULES), {name: len(pairs) for name, pairs in wanted.items()}):
+            families = [family for family in FAMILIES if port_rules.has(wanted, family)]
+            rules = sum(len(RULES[family]) for family in families)
+            sizes = {name: len(pairs) for name, pairs in wanted.items() if port_rules.MAPS[name] in families}
+            if await self._count(families) == (rules, sizes):
                 return False
             await self._write_anew(wanted)
             return True
 
-    async def _count(self) -> tuple[int, dict[str, int]]:
-        """Count the kernel's rules and elements; none when the table is gone."""
-        try:
-            items = await self._nft.read(f"list table ip {table_name(self._instance)}")
-        except Broken as error:
-            if "No such file or directory" in error.message:
-                return 0, {}
-            raise
-        sizes: dict[str, int] = {}
-        for item in items:
-            held = item.get("map") or item.get("set")
-            if held is not None:
-                sizes[held["name"]] = len(held.get("elem", ()))
-        return sum("rule" in item for item in items), sizes
+    async def _count(self, families: Sequence[str]) -> tuple[int, dict[str, int]]:
+        """Count the kernel's rules and elements; none when a table is gone."""
+        rules, sizes = 0, dict[str, int]()
+        for family in families:
+            try:
+                items = await self._nft.read(f"list table {family} {table_name(self._instance)}")
+            except Broken as error:
+                if "No such file or directory" in error.message:
+                    return 0, {}
+                raise
+            for item in items:
+                held = item.get("map") or item.get("set")
+                if held is not None:
+                    sizes[held["name"]] = len(held.get("elem", ()))
+            rules += sum("rule" in item for item in items)
+        return rules, sizes
 
     async def _forget_udp(self, ports: Sequence[PublishedPort]) -> None:
         """Make flows that began before the port led anywhere find their way."""
@@ -302,7 +246,9 @@ class Ports:
 
     async def _forget_gone(self, old: Elements, new: Elements) -> None:
         """Let no UDP flow go on to where a port led before."""
-        gone = {key for key in old["targets"] if key not in new["targets"] and " . udp . " in key}
+        gone = {
+            key for name in ("targets", "targets6") for key in old[name] if key not in new[name] and " . udp . " in key
+        }
         if gone:
             await self._nft.call(
                 lambda: conntrack.forget(
@@ -314,7 +260,7 @@ class Ports:
 def _host_address(text: str) -> str:
     """Read a host address: "" for every one, IPv6 without brackets. Raises Invalid."""
     text = text.strip("[]")
-    if text in ("", "0.0.0.0"):
+    if not text:
         return ""
     try:
         return str(ip_address(text))
@@ -322,22 +268,31 @@ def _host_address(text: str) -> str:
         raise Invalid(f"invalid IP address: {text}") from None
 
 
+def _aimed(port: PublishedPort, target: PortTarget) -> PublishedPort:
+    return replace(
+        port, address=target.address, gateway=target.gateway, address6=target.address6, gateway6=target.gateway6
+    )  # fmt: skip
+
+
+def _relayed_to(target: PortTarget | PublishedPort, *, six: bool) -> list[str]:
+    """Name the addresses that a relay tries, in order."""
+    return [each for each in (target.address6 if six else "", target.address) if each]
+
+
 def _carriers(port: PublishedPort, sockets: Sequence[socket.socket]) -> list[Carrier]:
     kind = DatagramRelay if port.protocol == "udp" else Relay
-    return [kind(each, port.address, port.port) for each in sockets]
+    return [kind(each, _relayed_to(port, six=each.family == socket.AF_INET6), port.port) for each in sockets]
 
 
 def _bind(protocol: str, host: str, number: int) -> list[socket.socket]:
     """Listen on a port of an address ("": of all, both families where there are both). Raises OSError."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    if ":" in host:
-        return [_listen(socket.AF_INET6, kind, host, number)]
+    if host:
+        return [_listen(socket.AF_INET6 if ":" in host else socket.AF_INET, kind, host, number)]
     for attempt in range(_TRIES):
-        first = _listen(socket.AF_INET, kind, host or "0.0.0.0", number)
-        if host:
-            return [first]
+        first = _listen(socket.AF_INET, kind, ANY4, number)
         try:
-            return [first, _listen(socket.AF_INET6, kind, "::", int(first.getsockname()[1]))]
+            return [first, _listen(socket.AF_INET6, kind, ANY6, int(first.getsockname()[1]))]
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 return [first]  # a machine without IPv6

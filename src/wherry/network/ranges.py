@@ -1,8 +1,9 @@
 """The address ranges of a cluster as one node sees them, and the names of the things that carry them."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from wherry.errors import Invalid, Unavailable
 
@@ -60,6 +61,21 @@ def first_free(
         if not any(subnet.overlaps(other) for other in busy):
             return str(subnet)
     raise Unavailable(f"no /{prefix} is free in {pool}: take an instance down, or give another pool")
+
+
+def unique_local(instance: str) -> str:
+    """Return the IPv6 range (/48) of an instance's networks: made of its id, so hardly anybody else's. Source: RFC 4193."""
+    digest = hashlib.sha256(f"wherry/{instance}".encode()).digest()
+    return str(IPv6Network((b"\xfd" + digest[:5] + bytes(10), 48)))
+
+
+def first_free6(pool: str, taken: Iterable[IPv4Network | IPv6Network]) -> str:
+    """Find the first /64 of `pool` that overlaps nothing of `taken`. Raises Unavailable when there is none."""
+    busy = [each for each in taken if isinstance(each, IPv6Network)]
+    for subnet in IPv6Network(pool).subnets(new_prefix=64):
+        if not any(subnet.overlaps(other) for other in busy):
+            return str(subnet)
+    raise Unavailable(f"no /64 is free in {pool}: take a network away, or give a subnet")
 
 
 def link_prefix(instance: str) -> str:

@@ -1,12 +1,13 @@
-"""Connections carried by hand: for a published port what nftables cannot lead, such as `[::1]` to an IPv4 container.
+"""Connections carried by hand: for a published port what nftables cannot lead, such as `[::1]`.
 
-IPv4 connections are led by the kernel and pass here only in the second in which somebody has flushed its rules.
+All others are led by the kernel and pass here only in the second in which somebody has flushed its rules.
 """
 
 import asyncio
 import logging
 import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,12 +23,24 @@ _PIECE_BYTES = 1 << 16
 
 
 class Relay:
-    """Carries what arrives at one listening socket to (`address`, `port`). `close` ends it with its connections."""
+    """Carries what arrives at one listening socket to a port of `addresses`, the first that answers.
 
-    def __init__(self, listener: socket.socket, address: str, port: int) -> None:
-        self._listener, self._target = listener, (address, port)
+    `close` ends it with its connections.
+    """
+
+    def __init__(self, listener: socket.socket, addresses: Sequence[str], port: int) -> None:
+        self._listener, self._addresses, self._port = listener, list(addresses), port
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_six(self) -> bool:
+        """Whether it listens on IPv6 addresses."""
+        return self._listener.family == socket.AF_INET6
+
+    def lead_to(self, addresses: Sequence[str]) -> None:
+        """Carry what is new to other addresses from now on."""
+        self._addresses = list(addresses)
 
     async def start(self) -> None:
         """Begin to listen."""
@@ -41,6 +54,14 @@ class Relay:
         for task in tuple(self._connections):
             task.cancel()
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        for address in self._addresses[:-1]:
+            with suppress(OSError):
+                return await asyncio.open_connection(address, self._port, limit=_PIECE_BYTES)
+        if not self._addresses:
+            raise OSError("the container is on no network")
+        return await asyncio.open_connection(self._addresses[-1], self._port, limit=_PIECE_BYTES)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         if len(self._connections) >= MOST_CONNECTIONS:
@@ -49,9 +70,9 @@ class Relay:
         self._connections.add(task)
         try:
             async with machine.timeout(CONNECT_S):
-                far_reader, far_writer = await asyncio.open_connection(*self._target, limit=_PIECE_BYTES)
+                far_reader, far_writer = await self._connect()
         except (OSError, TimeoutError) as error:
-            log.debug("relay to %s port %d: %s", *self._target, error)
+            log.debug("relay to %s port %d: %s", self._addresses, self._port, error)
             writer.transport.abort()
             self._connections.discard(task)
             return
@@ -77,12 +98,26 @@ class _Flow:
 
 
 class DatagramRelay:
-    """Carries datagrams from one socket to (`address`, `port`), and the answers back; a flow ends when it is silent."""
+    """Carries datagrams from one socket to a port of the first of `addresses`, and the answers back.
 
-    def __init__(self, listener: socket.socket, address: str, port: int) -> None:
-        self._listener, self._target = listener, (address, port)
+    A flow ends when it is silent.
+    """
+
+    def __init__(self, listener: socket.socket, addresses: Sequence[str], port: int) -> None:
+        self._listener, self._addresses, self._port = listener, list(addresses), port
         self._flows: OrderedDict[Any, _Flow] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def is_six(self) -> bool:
+        """Whether it listens on IPv6 addresses."""
+        return self._listener.family == socket.AF_INET6
+
+    def lead_to(self, addresses: Sequence[str]) -> None:
+        """Carry what is new to other addresses from now on."""
+        self._addresses = list(addresses)
+        for client in tuple(self._flows):
+            self._end(client)
 
     async def start(self) -> None:
         """Begin to carry."""
@@ -110,8 +145,12 @@ class DatagramRelay:
             self._end(other)
         flow = self._flows.get(client)
         if flow is None:
-            channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            channel.connect(self._target)
+            if not self._addresses:
+                raise OSError("the container is on no network")
+            address = self._addresses[0]
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            channel = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            channel.connect((address, self._port))
             flow = self._flows[client] = _Flow(channel, now)
             asyncio.get_running_loop().add_reader(channel, self._answered, client)
         flow.used = now

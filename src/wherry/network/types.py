@@ -42,8 +42,11 @@ class PodNetwork(Protocol):
         """The machine's own address on the pod network; DNS listens on it."""
         ...
 
-    async def attach(self, owner: str, netns: str) -> Attachment:
-        """Give the namespace at path `netns` an interface eth0, an address and a default route. Repeatable by `owner`."""
+    async def attach(self, owner: str, netns: str, *, mac: str = "") -> Attachment:
+        """Give the namespace at path `netns` an interface eth0, an address and a default route. Repeatable by `owner`.
+
+        `mac` is its hardware address, "" for one that is made of its address.
+        """
         ...
 
     async def detach(self, owner: str) -> None:
@@ -81,7 +84,7 @@ class PortBinding:
 class PublishedPort:
     """A port of the machine that leads to (`address`, `port`) of a container; `gateway` is the machine's own address there.
 
-    `both`: it answers on the machine's IPv6 addresses too.
+    `both`: it answers on the machine's IPv6 addresses too, by nftables where the container has an `address6`.
     """
 
     protocol: str
@@ -91,11 +94,26 @@ class PublishedPort:
     port: int
     gateway: str
     both: bool = False
+    address6: str = ""
+    gateway6: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PortTarget:
+    """Where an owner's published ports lead: the container's addresses, and the machine's own beside them; "" for none."""
+
+    address: str
+    gateway: str
+    address6: str = ""
+    gateway6: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeNetwork:
-    """A bridge of this machine with a subnet. `internal`: nothing goes in or out; `mtu` 0 means that of the way out."""
+    """A bridge of this machine with a subnet, and perhaps an IPv6 one (`subnet6`, `gateway6`).
+
+    `internal`: nothing goes in or out; `mtu` 0 means that of the way out; without `icc` neighbours do not meet.
+    """
 
     id: str
     link: str
@@ -104,12 +122,20 @@ class BridgeNetwork:
     mtu: int = 0
     internal: bool = False
     masquerade: bool = True
+    subnet6: str = ""
+    gateway6: str = ""
+    icc: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class BridgePort:
-    """A namespace's place on a bridge: `link` is the machine's end, `interface` the namespace's."""
+    """A namespace's place on a bridge: `link` is the machine's end, `interface` the namespace's.
+
+    `mac` "" means one that is made of the address.
+    """
 
     link: str
     interface: str
     address: str
+    address6: str = ""
+    mac: str = ""

@@ -39,7 +39,8 @@ class _Kept:
 class Upstream:
     """Asks `servers()` in turn, the one that answered last first. At most `flights` questions are under way.
 
-    `port` is 53 but for tests.
+    `total_s` is less than the 5 s that a container's resolver waits. When nobody has answered anything in that time, further
+    questions fail at once for `rest_s`. `port` is 53 but for tests.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Upstream:
         kept: int = 4096,
         flights: int = 512,
         try_s: float = 2.0,
-        total_s: float = 5.0,
+        total_s: float = 4.0,
+        rest_s: float = 1.0,
         port: int = 53,
     ) -> None:
         self._servers, self._port = servers, port
-        self._try_s, self._total_s = try_s, total_s
+        self._try_s, self._total_s, self._rest_s = try_s, total_s, rest_s
+        self._answered, self._resting = 0.0, 0.0
         self._most_kept, self._most_flights = kept, flights
         self._kept: OrderedDict[tuple[str, int, bool, bool], _Kept] = OrderedDict()
         self._flights: dict[tuple[str, int, bool, bool, bool], asyncio.Task[bytes]] = {}
@@ -69,6 +72,8 @@ class Upstream:
             return dns_wire.aged(kept.message, question.id, question, kept.places, int(now - kept.since))
         flight = self._flights.get((*key, tcp))
         if flight is None:
+            if now < self._resting:
+                raise Unavailable(f"no resolver answers for {question.name}: none did a moment ago")
             if len(self._flights) >= self._most_flights:
                 raise Unavailable(f"{len(self._flights)} questions wait for the machine's resolvers already")
             flight = asyncio.create_task(self._fly(question, tcp), name=f"dns {question.name[:60]}")
@@ -92,6 +97,7 @@ class Upstream:
     async def _fly(self, question: Question, tcp: bool) -> bytes:
         servers = sorted(self._servers(), key=lambda server: server != self._good)
         reasons: list[str] = []
+        began = machine.monotonic()
         with suppress(TimeoutError):
             async with machine.timeout(self._total_s):
                 for server in [*servers, *servers]:
@@ -107,6 +113,8 @@ class Upstream:
                         continue
                     self._good = server
                     return message
+        if self._answered < began:
+            self._resting = machine.monotonic() + self._rest_s
         raise Unavailable(f"no resolver answers for {question.name}: {'; '.join(reasons[-3:]) or 'none is configured'}")
 
     async def _ask_one(self, server: str, question: Question, tcp: bool) -> bytes:
@@ -114,6 +122,7 @@ class Upstream:
         mine = replace(question, id=secrets.randbelow(1 << 16))
         query = _query(mine)
         message = await (self._by_tcp if tcp else self._by_udp)(server, query, mine)
+        self._answered = machine.monotonic()
         _, keep_s, places = dns_wire.lifetimes(message)
         if keep_s > 0 and not dns_wire.is_truncated(message):
             self._keep(question, message, places, keep_s)

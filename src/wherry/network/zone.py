@@ -66,8 +66,10 @@ class Found:
 class Zone:
     """All names below `domain`, and of addresses in `ranges`. `sync` and `lookup` belong to one thread.
 
-    `hosts` are further names, of any form, with their addresses.
+    `hosts` are further names, of any form, with their addresses. `servers` are asked for all others, where there are some.
     """
+
+    servers: Sequence[str] = ()
 
     def __init__(self, domain: str = "cluster.local", ranges: Sequence[str] = ()) -> None:
         self.domain = domain

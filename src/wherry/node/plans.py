@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from wherry.engine.types import ContainerSpec, Dns, Limits, Mount, SandboxSpec
 from wherry.errors import Invalid
 from wherry.model.quantities import parse_bytes, parse_cpu
+from wherry.network.types import PortBinding
 from wherry.node.pods import ContainerDef, Env, FieldRef, Pod, ResourceFieldRef
 
 Values = Mapping[str, str]
@@ -38,7 +39,19 @@ def sandbox_spec(pod: Pod, *, dns_address: str, cluster_domain: str, host_dns: D
         host_ipc=spec.host_ipc,
         host_pid=spec.host_pid,
         share_pid=spec.share_process_namespace,
+        userns="host",
+        ports=() if spec.host_network else _host_ports(pod),
     )
+
+
+def _host_ports(pod: Pod) -> list[PortBinding]:
+    """List the ports of the node that lead to the pod."""
+    return [
+        PortBinding(port.container_port, port.protocol.lower(), port.host_ip, port.host_port, port.host_port)
+        for container in pod.spec.containers
+        for port in container.ports
+        if port.host_port
+    ]
 
 
 def sandbox_id(uid: str) -> str:

@@ -215,6 +215,7 @@ class ContainerPort(_Base, frozen=True):
     name: str = ""
     protocol: str = "TCP"
     host_port: int = 0
+    host_ip: str = msgspec.field(default="", name="hostIP")
 
 
 class ContainerDef(_Base, frozen=True):
@@ -486,8 +487,15 @@ def unsupported(raw_spec: bytes | msgspec.Raw) -> Sequence[str]:
                 if (container.get(probe) or {}).get("grpc"):
                     found.append(f"{path}.{probe}.grpc is not supported; use an exec or http probe")
             for port in container.get("ports") or ():
-                if port.get("hostPort") and not spec.get("hostNetwork"):
-                    found.append(f"{path}.ports[{port['containerPort']}].hostPort is not supported; use a Service")
+                if (
+                    port.get("hostPort")
+                    and not spec.get("hostNetwork")
+                    and port.get("protocol", "TCP") not in ("TCP", "UDP")
+                ):
+                    number = port["containerPort"]
+                    found.append(
+                        f"{path}.ports[{number}].hostPort of {port['protocol']} is not supported; use TCP or UDP"
+                    )
             for mount in container.get("volumeMounts") or ():
                 if mount.get("mountPropagation", "None") != "None":
                     found.append(f"{path}.volumeMounts[{mount['name']}].mountPropagation is not supported")

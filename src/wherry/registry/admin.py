@@ -18,9 +18,12 @@ from wherry.registry.people import USER, Scope
 from wherry.registry.policy import parse_policy
 from wherry.registry.records import Tx
 from wherry.registry.refusals import answer
+from wherry.registry.replication import RuleBody
 from wherry.registry.rules import RepositorySettings, read_settings
 from wherry.registry.scrub import scrub
 from wherry.registry.service import Registry
+from wherry.registry.upstreams import UpstreamBody
+from wherry.registry.upstreams import check as check_upstream
 from wherry.registry.usage import usage_csv, usage_rows
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
@@ -295,6 +298,50 @@ async def _delete_template(ask: Ask) -> Any:
     return await _drop(ask, "templates", {"prefix": ask.params["prefix"]}, f"template {ask.params['prefix']}")
 
 
+async def _upstreams(ask: Ask) -> Any:
+    return {"upstreams": await ask.registry.upstreams.every()}
+
+
+async def _put_upstream(ask: Ask) -> Any:
+    prefix = ask.params["prefix"]
+    parse_repository(prefix.rstrip("/"), "prefix")
+    if not prefix.endswith("/"):
+        raise _invalid("prefix", f"prefix {prefix!r}: end it with a slash: what follows is the name there")
+    check_upstream(ask.body)
+    await _put(ask, "upstreams", "prefix", prefix, "body", msgspec.json.encode(ask.body))
+    ask.registry.upstreams.changed()
+    return next(one for one in await ask.registry.upstreams.every() if one["prefix"] == prefix)
+
+
+async def _delete_upstream(ask: Ask) -> Any:
+    done = await _drop(ask, "upstreams", {"prefix": ask.params["prefix"]}, f"upstream {ask.params['prefix']}")
+    ask.registry.upstreams.changed()
+    return done
+
+
+async def _replications(ask: Ask) -> Any:
+    return {"replications": await ask.registry.replication.every()}
+
+
+async def _create_replication(ask: Ask) -> Any:
+    id = await ask.registry.replication.create(ask.body, ask.event(f"replication to {ask.body.url} made"))
+    return next(one for one in await ask.registry.replication.every() if one["id"] == id)
+
+
+async def _delete_replication(ask: Ask) -> Any:
+    id = ask.params["rule"]
+    await ask.registry.replication.delete(id, ask.event(f"replication {id} deleted"))
+    return {}
+
+
+async def _copies(ask: Ask) -> Any:
+    return {"copies": await ask.registry.replication.tasks(ask.params["rule"], limit=int(ask.number("n", PAGE)))}
+
+
+async def _copy_all(ask: Ask) -> Any:
+    return {"copies": await ask.registry.replication.copy_all(ask.params["rule"])}
+
+
 async def _events(ask: Ask) -> Any:
     found = await ask.registry.journal.search(
         actor=ask.query.get("actor", ""),
@@ -407,6 +454,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/templates", "list templates of new repositories", _templates),
     Operation("PUT", "/templates/{prefix:path}", "set a template", _put_template, body=RepositorySettings),
     Operation("DELETE", "/templates/{prefix:path}", "delete a template", _delete_template),
+    Operation("GET", "/upstreams", "list registries that prefixes stand for", _upstreams),
+    Operation("PUT", "/upstreams/{prefix:path}", "let a prefix stand for another registry", _put_upstream, body=UpstreamBody),
+    Operation("DELETE", "/upstreams/{prefix:path}", "end it; what was fetched stays", _delete_upstream),
+    Operation("GET", "/replications", "list rules of replication", _replications),
+    Operation("POST", "/replications", "copy to another registry from now on", _create_replication, body=RuleBody, status=201),
+    Operation("DELETE", "/replications/{rule}", "delete a rule", _delete_replication),
+    Operation("GET", "/replications/{rule}/copies", "what was copied, and what waits", _copies, query=("n",)),
+    Operation("POST", "/replications/{rule}/copies", "copy all that is here too", _copy_all),
     Operation("GET", "/events", "search the audit log", _events,
               query=("actor", "repository", "action", "since", "until", "before", "n")),
     Operation("GET", "/usage", "bytes and pulls per repository and day", _usage, query=("since", "until", "format")),

@@ -10,12 +10,13 @@ from contextlib import suppress
 
 from wherry.clock import Clock
 from wherry.content.digests import parse_digest
-from wherry.content.protocol import Blob, Content, Digest, Writer
+from wherry.content.protocol import Blob, Digest
 from wherry.errors import Cause, Conflict, Forbidden, Invalid, MethodNotAllowed, NotFound
 from wherry.registry.access import Caller
 from wherry.registry.call import Call
 from wherry.registry.events import DELETE, Journal
 from wherry.registry.metadata import Metadata
+from wherry.registry.pile import Pile, Upload
 from wherry.registry.refusals import (
     BLOB_UNKNOWN,
     BLOB_UPLOAD_INVALID,
@@ -42,7 +43,7 @@ class Blobs:
 
     def __init__(
         self,
-        content: Content,
+        content: Pile,
         metadata: Metadata,
         journal: Journal,
         clock: Clock,
@@ -71,12 +72,12 @@ class Blobs:
         }
         if f'"{digest}"' in (request.headers.get("if-none-match") or ""):
             return Response(304, headers)
-        path = self._content.path(digest)
         if request.method == "HEAD":
             known = self._vouched.holds(name, digest)
             if not known and not call.caller.anonymous and await self._may(call.caller, "push", name):
                 await self._vouched.vouch(name, digest)
-            return Response.file(path, 0, blob.size_bytes, headers)
+            headers["Content-Length"] = str(blob.size_bytes)
+            return Response(200, headers)
         wanted = request.headers.get("range")
         if wanted is not None and (request.headers.get("if-range") or f'"{digest}"') != f'"{digest}"':
             wanted = None
@@ -85,13 +86,14 @@ class Blobs:
         self._journal.moved(name, call.now, bytes_out=stop - start)
         if part is not None:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
-        if self._content.verified(digest):
-            return Response.file(path, start, stop, headers, status=206 if part else 200)
-        if part is not None:
+        if part is not None and not self._content.verified(digest):
             await self._verify(digest)  # a part cannot be kept back until the whole is right: look first
-            return Response.file(path, start, stop, headers, status=206)
-        headers["Content-Length"] = str(blob.size_bytes)  # the last piece is kept back until the digest is right
-        return Response.stream(self._content.stream(digest), headers)
+        status = 206 if part else 200
+        path = self._content.file(digest)
+        if path is not None and self._content.verified(digest):
+            return Response.file(path, start, stop, headers, status=status)
+        headers["Content-Length"] = str(stop - start)  # of a whole one the last piece waits until the digest is right
+        return Response.stream(self._content.stream(digest, start=start, stop=stop), headers, status=status)
 
     async def begin(self, call: Call) -> Response:
         """Begin an upload (202); with `digest`, take the whole blob (201); with `mount`, take it from elsewhere (201).
@@ -219,13 +221,13 @@ class Blobs:
             raise unknown(BLOB_UNKNOWN, f"blob {digest}: not in the repository {name}")
         return blob
 
-    async def _resume(self, name: str, upload: str) -> Writer:
+    async def _resume(self, name: str, upload: str) -> Upload:
         if await self._metadata.upload(upload) == name:
             with suppress(NotFound):
                 return await self._content.resume(upload)
         raise unknown(BLOB_UPLOAD_UNKNOWN, f"upload {upload}: there is none in {name}; it was ended, or left for a day")
 
-    async def _receive(self, call: Call, writer: Writer, room: Room | None) -> None:
+    async def _receive(self, call: Call, writer: Upload, room: Room | None) -> None:
         """Take the body; stop when it passes a whole quota. What is here already costs nothing: commit counts exactly."""
         if call.request.has_body:
             begun = writer.offset
@@ -235,7 +237,7 @@ class Blobs:
                 await writer.write(part)
             self._journal.moved(call.name, call.now, bytes_in=writer.offset - begun)
 
-    async def _commit(self, call: Call, writer: Writer, digest: Digest, *, upload: str = "") -> Response:
+    async def _commit(self, call: Call, writer: Upload, digest: Digest, *, upload: str = "") -> Response:
         lease = await self._content.lease(seconds=UNTAGGED_S)
         try:
             blob = await writer.commit(digest, lease=lease)
@@ -251,7 +253,7 @@ class Vouched:
     One lease serves a few minutes' answers, so that most of them cost nothing.
     """
 
-    def __init__(self, content: Content, clock: Clock) -> None:
+    def __init__(self, content: Pile, clock: Clock) -> None:
         self._content = content
         self._clock = clock
         self._lease = ""
@@ -306,7 +308,7 @@ def parse_range(text: str | None, size_bytes: int) -> tuple[int, int] | None:
     return start, stop
 
 
-def _check_chunk(request: Request, writer: Writer) -> None:
+def _check_chunk(request: Request, writer: Upload) -> None:
     text = request.headers.get("content-range")
     if text is None:
         return
@@ -321,7 +323,7 @@ def _check_chunk(request: Request, writer: Writer) -> None:
         raise invalid(SIZE_INVALID, f"Content-Range {text!r} does not fit the {length} bytes of Content-Length")
 
 
-def _accepted(name: str, writer: Writer, *, status: int = 202) -> Response:
+def _accepted(name: str, writer: Upload, *, status: int = 202) -> Response:
     headers = {
         "Location": f"/v2/{name}/blobs/uploads/{writer.id}",
         "Range": f"0-{max(0, writer.offset - 1)}",

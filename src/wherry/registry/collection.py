@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from wherry.clock import Clock
 from wherry.content.oci import references
-from wherry.content.protocol import Content, Digest
+from wherry.content.protocol import Digest
 from wherry.errors import Conflict, NotFound, TooLarge, WherryError
 from wherry.registry import rules
 from wherry.registry.blobs import UNTAGGED_S, Blobs
 from wherry.registry.events import EXPIRE, Event, Journal
 from wherry.registry.manifests import Manifests
 from wherry.registry.metadata import Metadata
+from wherry.registry.pile import Pile
 from wherry.registry.rules import Expiry, Image
 
 UPLOAD_LIFE_S = 24 * 3600.0
@@ -48,7 +49,7 @@ class Collector:
     """Lifecycle and collection. One run at a time."""
 
     def __init__(
-        self, content: Content, metadata: Metadata, blobs: Blobs, manifests: Manifests, journal: Journal, clock: Clock
+        self, content: Pile, metadata: Metadata, blobs: Blobs, manifests: Manifests, journal: Journal, clock: Clock
     ) -> None:
         self._content = content
         self._metadata = metadata

@@ -21,7 +21,7 @@ KEPT_S = 400 * 86400.0
 """How long the audit log keeps pulls, and everything else; then it is pruned, so that it does not fill the disk."""
 PRUNED_ROWS = 5000
 
-PUSH, PULL, DELETE, MOUNT = "push", "pull", "delete", "mount"
+PUSH, PULL, DELETE, MOUNT, FETCH = "push", "pull", "delete", "mount", "fetch"
 SIGN_IN, CHANGE, EXPIRE = "sign-in", "change", "expire"
 
 

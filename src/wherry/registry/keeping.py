@@ -23,6 +23,8 @@ async def keep(registry: Registry, clock: Clock, *, collect_s: float = COLLECT_S
             await note_stored(registry.database, clock.now())
             if clock.now() - last >= collect_s:
                 last = clock.now()
+                if registry.shared:
+                    await registry.reconcile()
                 await prune(registry.database, last)
                 done = await registry.collector.collect(lifecycle=True)
                 if done.blobs or done.manifests:

@@ -15,12 +15,13 @@ from wherry.clock import machine
 from wherry.content.digests import algorithm_of, digest_of
 from wherry.content.names import parse_tag
 from wherry.content.oci import DOCUMENT_MAX_BYTES, DOCUMENT_TYPES, OCI_INDEX, Document, Index, Manifest, parse_document
-from wherry.content.protocol import Content, Digest
+from wherry.content.protocol import Digest
 from wherry.errors import Cause, Invalid, NotAcceptable, NotFound
 from wherry.registry.blobs import UNTAGGED_S, Blobs, read_digest
 from wherry.registry.call import Call
-from wherry.registry.events import DELETE, PULL, PUSH, Journal
+from wherry.registry.events import DELETE, FETCH, PULL, PUSH, Journal
 from wherry.registry.metadata import Held, ManifestRow, Metadata
+from wherry.registry.pile import Pile
 from wherry.registry.refusals import (
     DIGEST_INVALID,
     MANIFEST_BLOB_UNKNOWN,
@@ -43,7 +44,7 @@ CACHED_ONE_BYTES = 256 * 1024
 class Manifests:
     """The manifest half of the protocol."""
 
-    def __init__(self, content: Content, metadata: Metadata, journal: Journal, blobs: Blobs) -> None:
+    def __init__(self, content: Pile, metadata: Metadata, journal: Journal, blobs: Blobs) -> None:
         self._content = content
         self._metadata = metadata
         self._journal = journal
@@ -89,17 +90,47 @@ class Manifests:
         digest = digest_of(data, algorithm_of(by_digest) if by_digest else "sha256")
         if by_digest is not None and digest != by_digest:
             raise invalid(DIGEST_INVALID, f"manifest: its bytes have the digest {digest}, not {by_digest}")
-        document = _parse(data, (request.headers.get("content-type") or "").partition(";")[0].strip())
+        kind = (request.headers.get("content-type") or "").partition(";")[0].strip()
+        row = await self._keep(call, reference, digest, data, kind, tags)
+        headers = Headers({"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest})
+        if row.subject:
+            headers.add("OCI-Subject", row.subject)
+        for tag in tags if by_digest else ():
+            headers.add("OCI-Tag", tag)
+        return Response(201, headers)
+
+    async def keep(self, call: Call, reference: str, data: bytes, kind: str) -> None:
+        """Keep a manifest that was fetched from another registry; its blobs need not be here. Raises Invalid."""
+        by_digest = read_digest(reference) if ":" in reference else None
+        digest = digest_of(data, algorithm_of(by_digest) if by_digest else "sha256")
+        if by_digest is not None and digest != by_digest:
+            raise invalid(DIGEST_INVALID, f"manifest: its bytes have the digest {digest}, not {by_digest}")
+        tags = () if by_digest is not None else (reference,)
+        await self._keep(call, reference, digest, data, kind, tags, action=FETCH)
+
+    async def _keep(
+        self,
+        call: Call,
+        reference: str,
+        digest: Digest,
+        data: bytes,
+        kind: str,
+        tags: Sequence[str],
+        action: str = PUSH,
+    ) -> ManifestRow:
+        """Store a manifest, and point tags at it, in one transaction of the records."""
+        name = call.name
+        document = _parse(data, kind)
         lease = await self._content.lease(seconds=UNTAGGED_S)
-        hold = f"{holder(name)}#{secrets.token_hex(8)}"
+        hold = f"{holder(name)}#{int(call.now):x}.{secrets.token_hex(8)}"
         try:
-            blobs = await self._check_children(call, document, lease)
+            blobs = await self._check_children(call, document, lease, fetched=action == FETCH)
             await self._content.put(data, lease=lease, digest=digest)
             await self._content.hold(hold, digest)
             row = _row_of(digest, data, document, call.now, blobs, hold)
-            detail = ",".join(tags) if by_digest else ""
+            detail = ",".join(tags) if ":" in reference else ""
             event = call.event(
-                PUSH, reference=reference, digest=digest, media_type=row.media_type, size=len(data), detail=detail
+                action, reference=reference, digest=digest, media_type=row.media_type, size=len(data), detail=detail
             )
             kept = False
             try:
@@ -110,12 +141,7 @@ class Manifests:
         finally:
             await self._content.end_lease(lease)
         self._journal.moved(name, call.now, bytes_in=len(data))
-        headers = Headers({"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest})
-        if row.subject:
-            headers.add("OCI-Subject", row.subject)
-        for tag in tags if by_digest else ():
-            headers.add("OCI-Tag", tag)
-        return Response(201, headers)
+        return row
 
     async def delete(self, call: Call, reference: str) -> Response:
         """Delete a tag (its manifest and other tags stay), or a manifest by digest with its tags (202).
@@ -188,10 +214,14 @@ class Manifests:
         head = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [msgspec.Raw(one) for one in chosen]}
         return Response(200, {**headers, "Content-Type": OCI_INDEX}, msgspec.json.encode(head))
 
-    async def reconcile(self) -> int:
-        """Release holds whose record was never written (we were killed between the two); return how many."""
+    async def reconcile(self, before: float) -> int:
+        """Release holds made before a time whose record was never written: somebody was killed between the two.
+
+        Return how many. Holds are read first: the record of one that is kept is written by then, or its push still runs.
+        """
+        holds = await self._content.holders("repo/")
         known = set(await self._metadata.held())
-        stray = [hold for hold in await self._content.holders("repo/") if hold not in known]
+        stray = [hold for hold in holds if hold not in known and _begun(hold[0]) <= before]
         for who, digest in stray:
             await self._content.release(who, digest)
         return len(stray)
@@ -226,7 +256,9 @@ class Manifests:
             raise unknown(MANIFEST_UNKNOWN, f"{name}: there is no manifest {reference}")
         return row
 
-    async def _check_children(self, call: Call, document: Document, lease: str) -> Sequence[tuple[Digest, int]]:
+    async def _check_children(
+        self, call: Call, document: Document, lease: str, *, fetched: bool
+    ) -> Sequence[tuple[Digest, int]]:
         """See that an image's blobs are here and cover them; return them with their sizes."""
         if isinstance(document, Index):
             for child in document.children:
@@ -236,10 +268,10 @@ class Manifests:
         for child in document.children:
             if child.urls:
                 continue  # kept elsewhere by its maker's wish
-            mine = call.caller.trusted or await self._blobs.has(call.name, child.digest)
+            mine = (call.caller.trusted and not fetched) or await self._blobs.has(call.name, child.digest)
             blob = await self._content.cover(child.digest, lease) if mine else None
             if blob is None:
-                if await self._takes_sparse(call.name):
+                if fetched or await self._takes_sparse(call.name):
                     continue
                 raise unknown(
                     MANIFEST_BLOB_UNKNOWN, f"manifest: its blob {child.digest} is not in {call.name}; push it first"
@@ -301,3 +333,12 @@ def _row_of(
         blobs,
         hold,
     )
+
+
+def _begun(hold: str) -> float:
+    """When a hold was made; 0 for those of older formats."""
+    text = hold.rpartition("#")[2].partition(".")
+    try:
+        return float(int(text[0], 16)) if text[1] else 0.0
+    except ValueError:
+        return 0.0

@@ -233,16 +233,17 @@ class People:
             if token is not None:
                 assert found is not None
                 return found, token
-        elif found is not None and self._remembers(name, password) and not found.disabled:
+        row = await self._database.row("SELECT password FROM people WHERE name = ?", name)
+        stored = str(row[0]) if row else ""
+        if found is not None and self._remembers(name, password, stored) and not found.disabled:
             return found, None
         self._throttle.check(name, address)
-        row = await self._database.row("SELECT password FROM people WHERE name = ?", name)
-        right = await _matches(password, row[0] if row else "")
+        right = await _matches(password, stored)
         if found is None or found.disabled or not right:
             self._throttle.failed(name, address)
             return None
         self._throttle.passed(name)
-        self._right[name] = (self._mark(name, password), self._clock.now() + REMEMBER_S)
+        self._right[name] = (self._mark(name, password, stored), self._clock.now() + REMEMBER_S)
         while len(self._right) > REMEMBERED:
             self._right.popitem(last=False)
         return found, None
@@ -261,12 +262,13 @@ class People:
             await self._database.execute("UPDATE tokens SET used = ? WHERE id = ?", now, id)
         return dataclasses.replace(_token(row[:7]), used=now)
 
-    def _remembers(self, name: str, password: str) -> bool:
+    def _remembers(self, name: str, password: str, stored: str) -> bool:
         mark, until = self._right.get(name, (b"", 0.0))
-        return until > self._clock.now() and hmac.compare_digest(mark, self._mark(name, password))
+        return until > self._clock.now() and hmac.compare_digest(mark, self._mark(name, password, stored))
 
-    def _mark(self, name: str, password: str) -> bytes:
-        return hmac.new(self._key, f"{name}\0{password}".encode(), hashlib.sha256).digest()
+    def _mark(self, name: str, password: str, stored: str) -> bytes:
+        """`stored` is in it: a change of password, also by another registry over these records, ends what is remembered."""
+        return hmac.new(self._key, f"{name}\0{password}\0{stored}".encode(), hashlib.sha256).digest()
 
 
 class Throttle:

@@ -60,4 +60,28 @@ CREATE TABLE policies (target TEXT, name TEXT, document BLOB NOT NULL, PRIMARY K
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
-MIGRATIONS = (_FIRST, _SECOND)
+# What registry/bucket.py keeps: `present` is 1 once a blob's object is whole.
+_THIRD = """
+CREATE TABLE pile_blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, present INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE pile_holds (holder TEXT, digest TEXT, PRIMARY KEY (holder, digest)) WITHOUT ROWID;
+CREATE TABLE pile_refs (parent TEXT, child TEXT, PRIMARY KEY (parent, child)) WITHOUT ROWID;
+CREATE TABLE pile_leases (id TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE pile_covers (lease TEXT, digest TEXT, PRIMARY KEY (lease, digest)) WITHOUT ROWID;
+CREATE TABLE pile_uploads (id TEXT PRIMARY KEY, touched REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE pile_segments (upload TEXT, start INTEGER, size INTEGER NOT NULL, object TEXT NOT NULL,
+  PRIMARY KEY (upload, start)) WITHOUT ROWID;
+"""
+
+# Repositories that stand for another registry's, when each tag was last looked up there; copies to other registries.
+_FOURTH = """
+CREATE TABLE upstreams (prefix TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE upstream_tags (repository TEXT, tag TEXT, checked REAL NOT NULL, PRIMARY KEY (repository, tag)) WITHOUT ROWID;
+CREATE TABLE replications (id TEXT PRIMARY KEY, body BLOB NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE copies (id INTEGER PRIMARY KEY AUTOINCREMENT, rule TEXT NOT NULL, action TEXT NOT NULL,
+  repository TEXT NOT NULL, reference TEXT NOT NULL, digest TEXT NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL,
+  state TEXT NOT NULL, answer TEXT NOT NULL, created REAL NOT NULL);
+CREATE INDEX copies_by_rule ON copies (rule, id);
+CREATE INDEX copies_due ON copies (due) WHERE state = 'waiting';
+"""
+
+MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH)

@@ -4,15 +4,12 @@ A damaged blob is moved to `quarantine/` beside the blobs; its repositories then
 that push the image send it again.
 """
 
-import asyncio
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from wherry.clock import machine
-from wherry.content.digests import algorithm_of, hasher
-from wherry.content.protocol import Content, Digest
+from wherry.content.protocol import Digest
+from wherry.registry.pile import Pile
 from wherry.registry.records import Records
 
 READ_BYTES = 1024 * 1024
@@ -38,7 +35,7 @@ class Scrubbed:
 
 
 async def scrub(
-    content: Content,
+    content: Pile,
     database: Records,
     *,
     quarantine: bool = True,
@@ -56,47 +53,17 @@ async def scrub(
     result = Scrubbed()
     begun = machine.monotonic()
     for number, digest in enumerate(needed):
-        path = content.path(digest)
-        read, right = await asyncio.to_thread(_check, path, digest)
+        read, right = await content.inspect(digest)
         result.blobs += 1
-        result.bytes += read
+        result.bytes += max(0, read)
         if not right:
-            aside = await asyncio.to_thread(_put_aside, path, digest) if quarantine and read >= 0 else ""
-            problem = "damaged" if path.exists() or aside else "missing"
+            aside = await content.put_aside(digest) if quarantine and read >= 0 else ""
+            problem = "damaged" if read >= 0 else "missing"
             result.findings.append(Finding(digest, problem, await _homes(database, digest), aside))
         told(number + 1, len(needed))
         if bytes_per_s > 0:
             await machine.sleep(max(0.0, result.bytes / bytes_per_s - (machine.monotonic() - begun)))
     return result
-
-
-def _check(path: Path, digest: Digest) -> tuple[int, bool]:
-    """Read a file; say how many bytes, and whether it has its digest."""
-    state = hasher(algorithm_of(digest))
-    size = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            while data := file.read(READ_BYTES):
-                state.update(data)
-                size += len(data)
-    except OSError:
-        return size, False
-    return size, state.hexdigest() == digest.partition(":")[2]
-
-
-def _put_aside(path: Path, digest: Digest) -> str:
-    """Move a damaged file away, unless it has been replaced by a good one meanwhile."""
-    folder = path.parents[2] / "quarantine"
-    folder.mkdir(exist_ok=True)
-    target = folder / digest.replace(":", "-")
-    try:
-        os.rename(path, target)
-    except FileNotFoundError:
-        return ""
-    if _check(target, digest)[1]:  # a push had just put the right bytes there
-        os.rename(target, path)
-        return ""
-    return str(target)
 
 
 async def _homes(database: Records, digest: Digest) -> Sequence[str]:

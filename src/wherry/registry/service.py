@@ -3,16 +3,15 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from wherry.clock import Clock
 from wherry.content.names import parse_repository
-from wherry.content.protocol import Content
 from wherry.errors import Cause, Invalid, MethodNotAllowed, NotFound, TooManyRequests, Unauthorized, WherryError
 from wherry.registry import space
 from wherry.registry.access import DELETE, LIST, PULL, PUSH, Access, Caller, trust_local
-from wherry.registry.blobs import Blobs
+from wherry.registry.blobs import UNTAGGED_S, Blobs
 from wherry.registry.call import Call
 from wherry.registry.collection import Collector
 from wherry.registry.events import CHANGE, Event, Journal
@@ -20,10 +19,13 @@ from wherry.registry.hooks import Hooks
 from wherry.registry.manifests import Manifests
 from wherry.registry.metadata import Metadata
 from wherry.registry.people import People
+from wherry.registry.pile import Pile
 from wherry.registry.records import Records, Tx
 from wherry.registry.refusals import NAME_INVALID, UNSUPPORTED, answer
+from wherry.registry.replication import Replication
 from wherry.registry.repositories import SqlMetadata
 from wherry.registry.sqlite import SqliteRecords
+from wherry.registry.upstreams import Upstreams
 from wherry.registry.usage import metrics, note_stored
 from wherry.wire.http import Peer, Request, Response
 from wherry.wire.router import Route, Router
@@ -45,7 +47,7 @@ class Registry:
 
     def __init__(
         self,
-        content: Content,
+        content: Pile,
         metadata_root: Path,
         *,
         clock: Clock,
@@ -54,8 +56,13 @@ class Registry:
         public: bool = True,
         open: bool = False,
         records: Records | None = None,
+        shared: bool = False,
     ) -> None:
-        """Bind to what it keeps its blobs and records in; `records` None for SQLite below `metadata_root`."""
+        """Bind to what it keeps its blobs and records in; `records` None for SQLite below `metadata_root`.
+
+        `shared`: other registries serve the same records and blobs.
+        """
+        self.shared = shared
         self.clock = clock
         self.content = content
         self.database: Records = records or SqliteRecords(metadata_root / "registry.db")
@@ -76,6 +83,10 @@ class Registry:
         self.blobs = Blobs(content, self.metadata, self.journal, clock, may=self.may)
         self.manifests = Manifests(content, self.metadata, self.journal, self.blobs)
         self.collector = Collector(content, self.metadata, self.blobs, self.manifests, self.journal, clock)
+        self.upstreams = Upstreams(
+            content, self.metadata, self.database, self.blobs, self.manifests, clock, metadata_root / "spool"
+        )
+        self.replication = Replication(content, self.metadata, self.database, self.journal, clock)
         self.hooks = Hooks(self.database, self.journal, clock)
         self._counts: Counter[tuple[str, int]] = Counter()
         self._router = Router(self._routes())
@@ -85,13 +96,20 @@ class Registry:
         """Put right what a kill left: holds without a record; and what an older format did not note."""
         await self.access.start()
         self.hooks.start()
+        self.replication.start()
         await self._fill_sizes()
-        stray = await self.manifests.reconcile()
+        await self.reconcile()
+
+    async def reconcile(self) -> None:
+        """Release what pushes that were cut off held: at once when nobody else can be pushing, else after their time."""
+        stray = await self.manifests.reconcile(self.clock.now() - (UNTAGGED_S if self.shared else 0.0))
         if stray:
             log.info("registry: released %d holds of pushes that were cut off", stray)
 
     async def close(self) -> None:
         """Write what waits and close the records."""
+        await self.upstreams.close()
+        await self.replication.close()
         await self.hooks.close()
         await self.journal.close()
         await self.database.close()
@@ -173,7 +191,7 @@ class Registry:
         def on(action: str, work: Work) -> "_Guarded":
             return _Guarded(self, action, work)
 
-        begin = on(PUSH, lambda call, _: blobs.begin(call))
+        begin = on(PUSH, self._begin_upload)
         return (
             Route("GET", "/v2/", ping),
             Route("GET", "/v2", ping),
@@ -186,10 +204,10 @@ class Registry:
             Route("PUT", upload, on(PUSH, lambda call, params: blobs.finish(call, params["upload"]))),
             Route("GET", upload, on(PUSH, lambda call, params: blobs.status(call, params["upload"]))),
             Route("DELETE", upload, on(PUSH, lambda call, params: blobs.cancel(call, params["upload"]))),
-            Route("GET", blob, on(PULL, lambda call, params: blobs.pull(call, params["digest"]))),
+            Route("GET", blob, on(PULL, self._pull_blob)),
             Route("DELETE", blob, on(DELETE, lambda call, params: blobs.delete(call, params["digest"]))),
-            Route("GET", manifest, on(PULL, lambda call, params: manifests.pull(call, params["reference"]))),
-            Route("PUT", manifest, on(PUSH, lambda call, params: manifests.push(call, params["reference"]))),
+            Route("GET", manifest, on(PULL, self._pull_manifest)),
+            Route("PUT", manifest, on(PUSH, self._push_manifest)),
             Route("DELETE", manifest, on(DELETE, lambda call, params: manifests.delete(call, params["reference"]))),
             Route("GET", "/v2/{name:path}/tags/list", on(LIST, lambda call, _: manifests.tags(call))),
             Route(
@@ -198,6 +216,21 @@ class Registry:
                 on(PULL, lambda call, params: manifests.referrers(call, params["digest"])),
             ),
         )
+
+    async def _pull_blob(self, call: Call, params: Mapping[str, str]) -> Response:
+        return await self.upstreams.blob(call, params["digest"]) or await self.blobs.pull(call, params["digest"])
+
+    async def _pull_manifest(self, call: Call, params: Mapping[str, str]) -> Response:
+        await self.upstreams.bring_manifest(call, params["reference"])
+        return await self.manifests.pull(call, params["reference"])
+
+    async def _push_manifest(self, call: Call, params: Mapping[str, str]) -> Response:
+        await self.upstreams.refuse_push(call)
+        return await self.manifests.push(call, params["reference"])
+
+    async def _begin_upload(self, call: Call, params: Mapping[str, str]) -> Response:
+        await self.upstreams.refuse_push(call)
+        return await self.blobs.begin(call)
 
     async def _fill_sizes(self) -> None:
         """Sizes of links that an older format did not note."""

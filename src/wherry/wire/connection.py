@@ -92,7 +92,7 @@ class Connection(Reception):
         if self._receiving is not None and self._inflow is not None:
             self._receiving.keep_alive = False
             self._inflow.fail(BadRequest("the connection ended in the middle of the body"))
-        if self._current is None or self.tls:
+        if self._current is None or not self.transport.can_write_eof():
             return False
         if self._streaming and self._task is not None:
             self._task.cancel()

@@ -59,6 +59,7 @@ class Reception(asyncio.Protocol, ABC):
         self._inflow: Inflow | None = None
         self._receiving: Request | None = None  # the request that `_inflow` belongs to
         self._body_left = 0
+        self._plain = False  # the rest of the body needs no parser, nor does what may follow it
         self._head_since = 0  # the hub's tick
 
     @abstractmethod
@@ -87,6 +88,10 @@ class Reception(asyncio.Protocol, ABC):
             while start < size and not self._deaf:
                 if self._inflow is not None:
                     step = self._body_left or BODY_SLICE_BYTES
+                    if self._plain:
+                        self._pass(data if start == 0 and step >= size else bytes(view[start : start + step]))
+                        start += step
+                        continue
                 elif self._current is None:
                     step = HEAD_SLICE_BYTES
                 else:
@@ -94,6 +99,14 @@ class Reception(asyncio.Protocol, ABC):
                     return
                 self._parse(view[start : start + step])
                 start += step
+
+    def _pass(self, data: bytes) -> None:
+        """Take a piece of a body of known length without the parser, which would copy it; the next head gets a new one."""
+        self._parser = None
+        self.on_body(data)
+        if not self._body_left:
+            self._plain = False
+            self.on_message_complete()
 
     def _parse(self, data: bytes | memoryview) -> None:
         if self._parser is None:
@@ -228,6 +241,7 @@ class Reception(asyncio.Protocol, ABC):
         if inflow is not None:
             self._inflow = inflow
             self._receiving = request
+            self._plain = self._body_left > 0 and request.keep_alive and not request.upgrading
         self._arrived(request)
 
     def on_body(self, data: bytes) -> None:
@@ -241,7 +255,7 @@ class Reception(asyncio.Protocol, ABC):
         """The request is whole."""
         if self._receiving is not None and self._receiving.upgrading and not self._resumed:
             return  # its body follows: see _after_upgrade_head
-        self._resumed = False
+        self._resumed = self._plain = False
         self._body_left = 0
         if self._inflow is not None:
             inflow, self._inflow, self._receiving = self._inflow, None, None

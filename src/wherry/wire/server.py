@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import stat
+from functools import partial
 from typing import Self
 
 from wherry.clock import machine
@@ -77,12 +78,18 @@ class Server:
         self._paths.append((name, os.stat(name).st_ino))
 
     async def start_tcp(
-        self, host: str, port: int, ssl_context: ssl.SSLContext | None = None, freebind: bool = False
+        self,
+        host: str,
+        port: int,
+        ssl_context: ssl.SSLContext | None = None,
+        freebind: bool = False,
+        half_close: bool = False,
     ) -> tuple[str, int]:
         """Listen on a TCP address; port 0 takes a free one. Returns the address and port as bound.
 
-        `freebind` allows an address that the machine does not have yet. Raises AlreadyExists for a port that is in use,
-        Invalid for an address that is not ours.
+        `freebind` allows an address that the machine does not have yet. `half_close`: over TLS too either side may end
+        while the other goes on (see tls.py). Raises AlreadyExists for a port that is in use, Invalid for an address that
+        is not ours.
         """
         try:
             found = await asyncio.get_running_loop().getaddrinfo(
@@ -103,7 +110,7 @@ class Server:
                     sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
             try:
                 sock.bind(address)
-                await self._listen(sock, ssl_context)
+                await self._listen(sock, ssl_context, half_close=half_close)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise AlreadyExists(f"port {port} of {host or 'all addresses'} is in use; choose another") from None
@@ -146,7 +153,7 @@ class Server:
             async with machine.timeout(grace_s):
                 await self._hub.wait_empty()
 
-    async def _listen(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    async def _listen(self, sock: socket.socket, context: ssl.SSLContext | None, *, half_close: bool = False) -> None:
         if self._hub.closing:
             raise Unavailable("the server is closed")
         loop = asyncio.get_running_loop()
@@ -156,6 +163,11 @@ class Server:
         make = self._make
         if context is None:
             listener = await loop.create_server(make, sock=sock, backlog=BACKLOG)
+        elif half_close:
+            from wherry.wire.tls import TlsLayer
+
+            layer = partial(TlsLayer, make, context, limits.handshake_s)
+            listener = await loop.create_server(layer, sock=sock, backlog=BACKLOG)
         else:
             listener = await loop.create_server(
                 make,

@@ -9,7 +9,9 @@ from wherry.wire.flow import HIGH_BYTES, WRITE_HIGH_BYTES, Inflow, Outflow
 
 
 class Stream(asyncio.Protocol):
-    """Bytes both ways with flow control. The peer's end-of-file leaves our side open (half-close), except over TLS.
+    """Bytes both ways with flow control. The peer's end-of-file leaves our side open (half-close) where the transport can.
+
+    asyncio's TLS cannot; wire/tls.py can.
 
     One task may read and several may write. Nothing is lost between the HTTP head and the first `read`.
     """
@@ -21,7 +23,7 @@ class Stream(asyncio.Protocol):
         self._inflow = Inflow(transport)
         self._outflow = Outflow()
         self._on_lost = on_lost
-        self._tls = transport.get_extra_info("sslcontext") is not None
+        self._half_closes = transport.can_write_eof()
         self._wrote_eof = False
         self.half_closed = False
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
@@ -36,7 +38,7 @@ class Stream(asyncio.Protocol):
     @property
     def can_half_close(self) -> bool:
         """Whether `write_eof` tells the peer anything."""
-        return not self._tls
+        return self._half_closes
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -56,14 +58,14 @@ class Stream(asyncio.Protocol):
             await self._outflow.drain()
 
     async def write_eof(self) -> None:
-        """End our side; the peer may go on sending. TLS has no half-close in asyncio: there nothing happens until close."""
-        if not self._wrote_eof and not self.closed and self._transport.can_write_eof():
+        """End our side; the peer may go on sending. Where the transport has no half-close nothing happens until close."""
+        if not self._wrote_eof and not self.closed and self._half_closes:
             self._wrote_eof = True
             self._transport.write_eof()
 
     async def finish(self, linger_s: float) -> None:
         """End our side and drop what still comes, for at most `linger_s`: a close with unread bytes loses our last ones."""
-        if self.closed or self._tls:
+        if self.closed or not self._half_closes:
             return
         await self.write_eof()
         with contextlib.suppress(TimeoutError):
@@ -91,7 +93,7 @@ class Stream(asyncio.Protocol):
         """The peer ended its side; ours stays open where the transport can do that."""
         self.half_closed = True
         self._inflow.end()
-        return not self._tls
+        return self._half_closes
 
     def pause_writing(self) -> None:
         """The peer does not read."""

@@ -51,6 +51,7 @@ class Archive:
         container, path = await self._place(request)
         seen = await self._look(container, path)
         pieces = self._engine.read_files(container.id, path)
+        self._engine.tell_of(container.id, "archive-path", {})
         return Response.stream(pieces, headers={**TAR, "X-Docker-Container-Path-Stat": _stat_header(seen)})
 
     async def _put(self, request: Request) -> Response:
@@ -62,10 +63,12 @@ class Archive:
             )  # fmt: skip
         except NotFound:
             raise NotFound(f"Could not find the file {path} in container {container.name}") from None
+        self._engine.tell_of(container.id, "extract-to-dir", {})
         return Response(200)
 
     async def _export(self, request: Request) -> Response:
         container = await find(self._engine, request)
+        self._engine.tell_of(container.id, "export", {})
         return Response.stream(self._engine.export(container.id), headers=TAR)
 
     async def _commit(self, request: Request) -> Response:

@@ -1,22 +1,29 @@
 """Docker's endpoints that change or look into a container: pause, unpause, rename, update, top, changes."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from wherry.doors.docker import requests
 from wherry.doors.docker.containers import json_body
+from wherry.doors.docker.endpoints import read_bindings
 from wherry.doors.docker.engine import DockerEngine
-from wherry.doors.docker.requests import read_limits, read_restart
-from wherry.engine.types import Container, Limits, State
+from wherry.doors.docker.limits import check_cpus, check_unmixed, deprecated, fit, merged_limits
+from wherry.doors.docker.mounts import read_mounts
+from wherry.doors.docker.requests import read_restart
+from wherry.engine.types import Container, State
 from wherry.errors import AlreadyExists, BadRequest, Conflict, NotFound, Unsupported
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
 
-UPDATE = (
-    "CpuShares", "Memory", "MemorySwap", "CpuPeriod", "CpuQuota", "NanoCpus", "NanoCPUs", "CpusetCpus", "PidsLimit",
-    "RestartPolicy",
+LIMITS = (
+    "BlkioWeight", "CpuShares", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpusetCpus",
+    "CpusetMems", "Memory", "MemoryReservation", "MemorySwap", "NanoCpus", "NanoCPUs", "PidsLimit",
 )  # fmt: skip
-"""What `update` changes live."""
+"""What `update` changes at once, besides the restart policy."""
+MOUNTS = ("Binds", "Mounts", "Tmpfs")
+SHAPE = (*MOUNTS, "PortBindings", "Env")
+"""What `update` changes of a stopped container, beyond Docker's own."""
+_WARNED = ("KernelMemory", "CpuPercent")
 
 
 class Changes:
@@ -46,7 +53,6 @@ class Changes:
 
     async def _unpause(self, request: Request) -> Response:
         container = await find(self._engine, request)
-        check_runs(container)
         if container.state is not State.PAUSED:
             raise Conflict(f"Container {container.id} is not paused")
         await self._engine.unpause(container.id)
@@ -72,16 +78,46 @@ class Changes:
         container = await find(self._engine, request)
         body = await json_body(request)
         for name, value in body.items():
-            if name not in UPDATE and value not in (None, 0, "", [], {}, False):
+            if name not in (*LIMITS, *_WARNED, *SHAPE, "RestartPolicy") and value not in (None, 0, "", [], {}, False):
                 raise Unsupported(f"{name}: `update` does not change it in wherry; see SCOPE.md")
         policy = body.get("RestartPolicy") or {}
         restart = read_restart(policy) if policy.get("Name") else None
-        await self._engine.update(container.id, limits=_merged(container, body), restart=restart)
-        return Response.json({"Warnings": []})
+        asked = {name: value for name, value in body.items() if name in LIMITS}
+        machine = self._engine.abilities
+        limits, warnings = merged_limits(container.spec.limits, asked), deprecated(body)
+        if limits is not None:
+            check_cpus(asked, machine)
+            check_unmixed(container.spec.asked.get("HostConfig") or {}, container.spec.limits, asked)
+            limits, discarded = fit(limits, machine)
+            warnings = [*discarded, *warnings]
+        shown = _asked_anew(container.spec.asked, asked)
+        if any(name in body for name in SHAPE):
+            shown = await self._reshape(container, body, shown)
+        await self._engine.update(container.id, limits=limits, restart=restart, asked=shown)
+        return Response.json({"Warnings": list(warnings)})
+
+    async def _reshape(
+        self, container: Container, body: Mapping[str, Any], shown: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Give a stopped container other ports, mounts, variables: what Docker does not have. Returns what is shown then."""
+        host = {**shown["HostConfig"], **{name: body[name] for name in (*MOUNTS, "PortBindings") if name in body}}
+        requests.check_types(host)
+        if container.spec.join.get("network") and body.get("PortBindings"):
+            raise BadRequest("conflicting options: port publishing and the container type network mode")
+        mounts = read_mounts({}, host, requests.version_of("")) if any(name in body for name in MOUNTS) else None
+        ports = read_bindings(body["PortBindings"] or {}) if "PortBindings" in body else None
+        env = body.get("Env")
+        if env is not None and not (isinstance(env, list) and all(isinstance(each, str) for each in env)):
+            raise BadRequest("Env: a list of strings is wanted")
+        host.pop("PortBindings", None)
+        shown = {**shown, "HostConfig": host}
+        await self._engine.reshape(container.id, ports=ports, mounts=mounts, env=env, asked=shown)
+        return shown
 
     async def _top(self, request: Request) -> Response:
         container = await find(self._engine, request)
         check_runs(container)
+        self._engine.tell_of(container.id, "top", {})
         titles, rows = await self._engine.top(container.id, request.first("ps_args") or "-ef")
         return Response.json({"Titles": titles, "Processes": rows})
 
@@ -106,27 +142,12 @@ def check_runs(container: Container) -> None:
         raise Conflict(f"Container {container.id} is not running")
 
 
-def _merged(container: Container, body: Mapping[str, Any]) -> Limits | None:
-    """The container's limits with those of the request laid over; None when it asks for none."""
-    asked = {name: value for name, value in body.items() if name in UPDATE and name != "RestartPolicy"}
-    if not any(value not in (None, 0, "") for value in asked.values()):
-        return None
-    old = container.spec.limits
-    memory = asked.get("Memory") or old.memory_bytes
-    swap = asked.get("MemorySwap") or old.memory_swap_bytes
-    if asked.get("Memory") and not asked.get("MemorySwap") and swap and 0 < swap < (memory or 0):
-        raise BadRequest(
-            "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
-        )
-    new = read_limits({**asked, "Memory": memory or 0, "MemorySwap": swap or 0})
-    pids = asked.get("PidsLimit")
-    return replace(
-        old,
-        cpu_quota_us=new.cpu_quota_us or old.cpu_quota_us,
-        cpu_period_us=new.cpu_period_us if asked.get("CpuPeriod") else old.cpu_period_us,
-        cpu_shares=new.cpu_shares or old.cpu_shares,
-        memory_bytes=new.memory_bytes,
-        memory_swap_bytes=new.memory_swap_bytes,
-        pids=old.pids if not pids else new.pids,
-        cpuset_cpus=new.cpuset_cpus or old.cpuset_cpus,
-    )
+def _asked_anew(old: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Show processors as they were asked for the last time: `--cpus`, or a quota."""
+    host = dict(old.get("HostConfig") or {})
+    nano = asked.get("NanoCpus") or asked.get("NanoCPUs")
+    if nano:
+        host["NanoCpus"] = nano
+    elif asked.get("CpuQuota") or asked.get("CpuPeriod"):
+        host.pop("NanoCpus", None)
+    return {**old, "HostConfig": host}

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+from wherry.engine.pools import check_mac
 from wherry.engine.types import Container, Endpoint, Join, State
 from wherry.errors import BadRequest, Unsupported
 from wherry.network.ranges import mac_of
@@ -15,8 +17,8 @@ _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _DEFAULT = ("default", "bridge")
 _SHOWN_ONLY = (
-    "NetworkID", "EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "GwPriority", "DNSNames",
-    "IPv6Gateway", "GlobalIPv6Address", "GlobalIPv6PrefixLen",
+    "NetworkID", "EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "DNSNames", "IPv6Gateway", "GlobalIPv6Address",
+    "GlobalIPv6PrefixLen",
 )  # fmt: skip
 """Fields of an endpoint that clients send back as they were shown."""
 
@@ -74,8 +76,10 @@ def read_networks(config: Mapping[str, Any], mode: str) -> tuple[str, Sequence[J
         if name in (*_DEFAULT, "host", "none") or name.startswith("container:"):
             if join.aliases:
                 raise BadRequest("network-scoped alias is supported only for containers in user defined networks")
-            if join.address:
+            if join.address or join.address6:
                 raise BadRequest("user specified IP address is supported on user defined networks only")
+            if join.priority:
+                raise Unsupported(f"NetworkingConfig.EndpointsConfig.{name}.GwPriority is not supported by wherry")
         else:
             own[name] = join
     if mode in ("host", "none") or mode.startswith("container:"):
@@ -83,6 +87,10 @@ def read_networks(config: Mapping[str, Any], mode: str) -> tuple[str, Sequence[J
             raise BadRequest(f"conflicting options: {mode} networking and networks of one's own")
         return mode, ()
     if mode not in _DEFAULT:
+        if any(name in endpoints for name in _DEFAULT):
+            raise Unsupported(
+                "the default bridge beside a network of one's own that comes first is not supported by wherry"
+            )
         return "user", [own.pop(mode, Join(mode)), *own.values()]
     if own and not any(name in endpoints for name in _DEFAULT):
         return "user", list(own.values())
@@ -95,16 +103,22 @@ def read_join(name: str, endpoint: Any) -> Join:
         raise BadRequest(f"NetworkingConfig.EndpointsConfig.{name}: an object is wanted")
     settings: Json = endpoint or {}
     for field, value in settings.items():
-        if value and field not in ("Aliases", "IPAMConfig", *_SHOWN_ONLY):
+        if value and field not in ("Aliases", "IPAMConfig", "Links", "MacAddress", "GwPriority", *_SHOWN_ONLY):
             raise Unsupported(f"NetworkingConfig.EndpointsConfig.{name}.{field} is not supported by wherry: {value!r}")
     ipam = settings.get("IPAMConfig") or {}
     for field, value in ipam.items():
-        if value and field != "IPv4Address":
+        if value and field not in ("IPv4Address", "IPv6Address"):
             raise Unsupported(f"NetworkingConfig.EndpointsConfig.{name}.IPAMConfig.{field} is not supported by wherry")
     aliases = settings.get("Aliases") or []
     if not isinstance(aliases, list):
         raise BadRequest(f"NetworkingConfig.EndpointsConfig.{name}.Aliases: a list is wanted")
-    return Join(name, [str(each) for each in aliases], str(ipam.get("IPv4Address") or ""))
+    priority = settings.get("GwPriority") or 0
+    if not isinstance(priority, int):
+        raise BadRequest(f"NetworkingConfig.EndpointsConfig.{name}.GwPriority: a number is wanted")
+    return Join(
+        name, [str(each) for each in aliases], str(ipam.get("IPv4Address") or ""), str(ipam.get("IPv6Address") or ""),
+        check_mac(str(settings.get("MacAddress") or "")), priority,
+    )  # fmt: skip
 
 
 def network_mode(container: Container) -> str:
@@ -186,28 +200,38 @@ def networks_map(container: Container) -> Json:
     if kind in ("host", "none") or (kind == "pod" and container.address not in taken):
         name = {"pod": "bridge"}.get(kind, kind)
         id = sha256(f"wherry/{name}".encode()).hexdigest()
-        shown[name] = _settings(
-            id, endpoint_id(id, container.sandbox), container.address, 32, container.gateway, (), ""
-        )
+        own = sandbox.mac if sandbox is not None else ""
+        place = Endpoint(id, name, "", "", container.address, container.gateway, 32, mac=own)
+        shown[name] = _settings(place, endpoint_id(id, container.sandbox), ())
     return shown
 
 
 def _endpoint(container: Container, each: Endpoint) -> Json:
-    running = container.state in (State.RUNNING, State.PAUSED)
     aliases = [*each.aliases, container.id[:12]]
-    wish = each.address if each.fixed else ""
-    if not running:
-        return _settings(each.network, "", "", 0, "", aliases, wish)
-    id = endpoint_id(each.network, container.sandbox)
-    return _settings(each.network, id, each.address, each.prefix, each.gateway, aliases, wish)
+    names = [container.name, *aliases]
+    if container.state not in (State.RUNNING, State.PAUSED):
+        return _settings(replace(each, gateway="", address="", gateway6="", address6=""), "", each.aliases, names, each)
+    return _settings(each, endpoint_id(each.network, container.sandbox), aliases, names, each)
 
 
 def _settings(
-    network: str, id: str, address: str, prefix: int, gateway: str, aliases: Sequence[str], wish: str
+    place: Endpoint, id: str, aliases: Sequence[str], names: Sequence[str] = (), wish: Endpoint | None = None
 ) -> Json:
+    wishes: Json = {}
+    if wish is not None:
+        wishes = {"IPv4Address": wish.address * wish.fixed, "IPv6Address": wish.address6 * wish.fixed6}
+    address, address6 = place.address, place.address6
     return {
-        "IPAMConfig": {"IPv4Address": wish} if wish else None, "Links": None, "Aliases": list(aliases) or None,
-        "NetworkID": network, "EndpointID": id, "Gateway": gateway, "IPAddress": address,
-        "IPPrefixLen": prefix if address else 0, "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
-        "MacAddress": mac_of(address, inside=True) if address else "", "DriverOpts": None,
+        "IPAMConfig": {key: value for key, value in wishes.items() if value} or None, "Links": None,
+        "Aliases": list(aliases) or None, "NetworkID": place.network, "EndpointID": id, "Gateway": place.gateway,
+        "IPAddress": address, "IPPrefixLen": place.prefix if address else 0, "IPv6Gateway": place.gateway6,
+        "GlobalIPv6Address": address6, "GlobalIPv6PrefixLen": place.prefix6 if address6 else 0,
+        "MacAddress": (place.mac or mac_of(address, inside=True)) if address else "", "DriverOpts": None,
+        "GwPriority": place.priority, "DNSNames": list(names) or None,
     }  # fmt: skip
+
+
+def linked_by_networks(body: Mapping[str, Any]) -> Sequence[str]:
+    """Read the links of all endpoints of a new container: `name:alias` each."""
+    endpoints = (body.get("NetworkingConfig") or {}).get("EndpointsConfig") or {}
+    return [str(each) for endpoint in endpoints.values() for each in (endpoint or {}).get("Links") or ()]

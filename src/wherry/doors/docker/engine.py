@@ -1,14 +1,32 @@
 """What this door needs of an engine beyond the protocol that all its callers share."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from wherry.engine.archive import PathStat
 from wherry.engine.diffs import Change
 from wherry.engine.networks import Networks
-from wherry.engine.types import Engine, EngineEvent, Image, Join, Limits
+from wherry.engine.runtime import Runtimes
+from wherry.engine.settings import EngineSettings
+from wherry.engine.types import Engine, EngineEvent, ExecSpec, Image, ImageManifest, Join, Limits, Mount, Session
 from wherry.engine.volumes import Volumes
+from wherry.host.abilities import Abilities
 from wherry.host.engine_usage import Detail
+from wherry.network.types import PortBinding
+
+
+class ExecSession(Session, Protocol):
+    """An exec'ed process."""
+
+    @property
+    def pid(self) -> int:
+        """Its pid on the machine; 0 before it runs and after it has ended."""
+        ...
+
+    @property
+    def has_output_ended(self) -> bool:
+        """Whether all that it writes has been read."""
+        ...
 
 
 class DockerEngine(Engine, Protocol):
@@ -16,6 +34,29 @@ class DockerEngine(Engine, Protocol):
 
     volumes: Volumes
     networks: Networks
+    runtimes: Runtimes
+    abilities: Abilities
+    settings: EngineSettings
+
+    async def exec(self, ref: str, spec: ExecSpec) -> ExecSession:
+        """Run one more process in a container. Raises NotFound, Conflict, Invalid, Broken."""
+        ...
+
+    async def stop(self, ref: str, *, grace_s: float | None = None, signal: str = "") -> None:
+        """Stop a container: its stop signal, or `signal`, then, after a while, SIGKILL."""
+        ...
+
+    async def settled(self, *, timeout_s: float = 20.0) -> None:
+        """Wait until what goes on behind (clearing, deleting) is done."""
+        ...
+
+    def tell(self, kind: str, action: str, id: str, attributes: Mapping[str, str]) -> None:
+        """Send an event."""
+        ...
+
+    def tell_of(self, ref: str, action: str, attributes: Mapping[str, str]) -> None:
+        """Send an event of a container, with its name, image and labels; nothing when it is not there any more."""
+        ...
 
     async def connect(self, ref: str, join: Join) -> None:
         """Put a container on one more network."""
@@ -31,8 +72,42 @@ class DockerEngine(Engine, Protocol):
         """Get an image for a platform ("" is this machine's): from the cluster's registry, or where its name says."""
         ...
 
+    async def image(self, ref: str, *, platform: str = "") -> Image:
+        """Find an image by name, id, id prefix or digest; `platform`: of one that is here for several. Raises NotFound."""
+        ...
+
+    async def manifests(self, ref: str) -> Sequence[ImageManifest]:
+        """List the manifests that an image's name stands for, here or not. Raises NotFound."""
+        ...
+
+    async def describe(self, digest: str) -> tuple[str, int]:
+        """Say the media type and the size of a manifest or index that is here. Raises NotFound."""
+        ...
+
+    async def remote_tags(self, ref: str, auth: Mapping[str, str] | None) -> Sequence[str]:
+        """List the tags that a repository has at its registry."""
+        ...
+
+    async def push(
+        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
+    ) -> str:
+        """Send an image, or only its part for a platform, to the registry that its name says; return the digest."""
+        ...
+
+    async def prune_images(self, ids: Sequence[str]) -> tuple[Sequence[str], int]:
+        """Remove images that no container uses, and what pulls left half done: (what went, bytes given back)."""
+        ...
+
     async def usage(self, ref: str) -> tuple[Detail, Mapping[str, Sequence[int]], int]:
         """Read all counters of a running container, its traffic, and the machine's CPU time. Raises Conflict, NotFound."""
+        ...
+
+    def log_path(self, ref: str) -> str:
+        """Say where a container's log is."""
+        ...
+
+    def log_size(self, ref: str) -> int:
+        """Count the bytes on disk of a container's log, with its rotated files."""
         ...
 
     async def written(self, ref: str) -> int:
@@ -67,8 +142,30 @@ class DockerEngine(Engine, Protocol):
         """Give a container another name. Raises Invalid, AlreadyExists."""
         ...
 
-    async def update(self, ref: str, *, limits: Limits | None = None, restart: str | None = None) -> None:
-        """Give a container other limits, at once where it runs, or another restart policy. Raises Invalid, Broken."""
+    async def update(
+        self,
+        ref: str,
+        *,
+        limits: Limits | None = None,
+        restart: str | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give a container other limits, at once where it runs, or another restart policy. Raises Invalid, Broken.
+
+        `asked` replaces what its spec shows as the client wrote it.
+        """
+        ...
+
+    async def reshape(
+        self,
+        ref: str,
+        *,
+        ports: Sequence[PortBinding] | None,
+        mounts: Sequence[Mount] | None,
+        env: Sequence[str] | None,
+        asked: Mapping[str, Any],
+    ) -> None:
+        """Give a stopped container other ports, mounts or variables; None leaves them. Raises Conflict, Invalid."""
         ...
 
     async def top(self, ref: str, words: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -121,10 +218,15 @@ class DockerEngine(Engine, Protocol):
         """Set the size of a container's terminal. Raises Conflict when it does not run."""
         ...
 
-    async def load(self, archive: AsyncIterator[bytes]) -> Sequence[Image]:
-        """Read a tar of images (`docker save`, or an OCI layout); return what is new or named anew."""
+    async def load(
+        self, archive: AsyncIterator[bytes], *, platform: str = "", renamed: Callable[[str, str], None] | None = None
+    ) -> Sequence[Image]:
+        """Read a tar of images (`docker save`, or an OCI layout); return what is new or named anew.
+
+        `renamed` hears of each name that another image had: (name, that image's id).
+        """
         ...
 
-    def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
+    def save(self, refs: Sequence[str], *, platform: str = "") -> AsyncIterator[bytes]:
         """Yield a tar of images. Raises NotFound before the first byte."""
         ...

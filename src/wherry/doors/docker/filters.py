@@ -1,15 +1,13 @@
 """Docker's filters: `{"label": ["a=b"]}` or `{"label": {"a=b": true}}`, and what each means for a container or an image."""
 
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 
 from wherry.doors.docker.answers import familiar, state_word
 from wherry.doors.docker.endpoints import exposed_map, networks_map, read_port
-from wherry.engine.types import Container, EngineEvent, Image
+from wherry.engine.types import Container, EngineEvent
 from wherry.errors import BadRequest
 
 Filters = Mapping[str, Sequence[str]]
@@ -41,7 +39,10 @@ def has_labels(labels: Mapping[str, str], wanted: Sequence[str]) -> bool:
     return True
 
 
-CONTAINER = ("health", "volume", "id", "name", "label", "status", "ancestor", "exited", "network", "publish", "expose")
+CONTAINER = (
+    "health", "volume", "id", "name", "label", "status", "ancestor", "exited", "network", "publish", "expose", "before",
+    "since", "is-task", "isolation",
+)  # fmt: skip
 
 
 def matches_container(container: Container, filters: Filters, image_names: Sequence[str]) -> bool:
@@ -63,6 +64,7 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
         "volume": lambda values: any(
             value in (mount.source, mount.target) for mount in container.spec.mounts for value in values
         ),
+        "is-task": lambda values: any(value.lower() in ("0", "false") for value in values),
         "exited": lambda values: end is not None and str(end.code) in values,
         "network": lambda values: any(
             each == name or str(place["NetworkID"]).startswith(each)
@@ -72,7 +74,7 @@ def matches_container(container: Container, filters: Filters, image_names: Seque
         "publish": lambda values: has_port([(port.host_port, port.protocol) for port in container.ports], values),
         "expose": lambda values: has_port([read_port(each) for each in exposed_map(container) or ()], values),
     }
-    return all(tests[name](values) for name, values in filters.items())
+    return all(tests[name](values) for name, values in filters.items() if values and name in tests)
 
 
 def has_port(ports: Sequence[tuple[int, str]], wanted: Sequence[str]) -> bool:
@@ -80,8 +82,6 @@ def has_port(ports: Sequence[tuple[int, str]], wanted: Sequence[str]) -> bool:
     for text in wanted:
         numbers, _, protocol = text.partition("/")
         first, _, last = numbers.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise BadRequest(f"invalid filter: {text!r} is no port or range of ports")
         if any(int(first) <= port <= int(last or first) and kind == (protocol or "tcp") for port, kind in ports):
             return True
     return False
@@ -90,11 +90,33 @@ def has_port(ports: Sequence[tuple[int, str]], wanted: Sequence[str]) -> bool:
 STATUSES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
 
 
-def check_statuses(filters: Filters) -> None:
-    """Raise BadRequest for a status that no container ever has."""
+HEALTHS = ("none", "starting", "healthy", "unhealthy")
+
+
+def check_container(filters: Filters) -> None:
+    """Raise BadRequest for a value that nothing can have."""
     for value in filters.get("status", ()):
         if value not in STATUSES:
             raise BadRequest(f"invalid filter 'status={value}': one of {', '.join(STATUSES)}")
+    for value in filters.get("health", ()):
+        if value not in HEALTHS:
+            raise BadRequest(f"Unrecognised filter value for health: {value}")
+    for value in filters.get("exited", ()):
+        if not re.fullmatch(r"-?\d+", value, re.ASCII):
+            raise BadRequest(f"invalid filter 'exited={value}': not a number")
+    for value in filters.get("is-task", ()):
+        if value.lower() not in ("0", "1", "true", "false"):
+            raise BadRequest(f"invalid filter 'is-task={value}'")
+    for name in ("publish", "expose"):
+        for text in filters.get(name, ()):
+            numbers, _, protocol = text.partition("/")
+            found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", numbers, re.ASCII)
+            if (
+                found is None
+                or protocol not in ("", "tcp", "udp", "sctp")
+                or max(int(n or 0) for n in found.groups()) > 65535
+            ):
+                raise BadRequest(f"error while looking up for {name} {text}: no port or range of ports")
 
 
 def _name_matches(pattern: str, name: str) -> bool:
@@ -105,27 +127,6 @@ def _name_matches(pattern: str, name: str) -> bool:
         return pattern in name
 
 
-IMAGE = ("label", "reference", "dangling")
-
-
-def matches_image(image: Image, filters: Filters) -> bool:
-    """Whether an image passes."""
-    names = [familiar(name) for name in image.names]
-    labels = (image.config.get("config") or {}).get("Labels") or {}
-    for name, values in filters.items():
-        if name == "label" and not has_labels(labels, values):
-            return False
-        if name == "dangling" and any((not names) != (value in ("true", "1")) for value in values):
-            return False
-        if name == "reference" and not any(
-            fnmatch.fnmatchcase(each, pattern) or fnmatch.fnmatchcase(each.rpartition(":")[0], pattern)
-            for each in names
-            for pattern in values
-        ):
-            return False
-    return True
-
-
 EVENT = (
     "type", "event", "container", "image", "label", "volume", "network", "daemon", "scope", "plugin", "node", "service",
     "secret", "config",
@@ -133,26 +134,34 @@ EVENT = (
 
 
 def matches_event(event: EngineEvent, filters: Filters) -> bool:
-    """Whether an event passes; nothing here is of a daemon, plugin, node, service, secret or config."""
+    """Whether an event passes; nothing here is of a plugin, node, service, secret or config."""
     said = event.attributes
+
+    def names(kind: str, values: Sequence[str]) -> bool:
+        """Whether it is about one of the `kind` that has an id that begins so, or this name."""
+        return event.kind == kind and any(event.id.startswith(each) or said.get("name") == each for each in values)
+
     tests = {
         "type": lambda values: event.kind in values,
         "event": lambda values: event.action in values or event.action.partition(":")[0] in values,
-        "volume": lambda values: event.kind == "volume" and event.id in values,
-        "network": lambda values: event.kind == "network" and bool({event.id, said.get("name")} & set(values)),
+        "volume": lambda values: names("volume", values),
+        "network": lambda values: names("network", values),
+        "daemon": lambda values: names("daemon", values),
         "scope": lambda values: "local" in values,
-        "container": lambda values: (
-            event.kind == "container" and any(event.id.startswith(each) or said.get("name") == each for each in values)
-        ),
-        "image": lambda values: bool({familiar(said.get("image", event.id)), event.id} & set(values)),
+        "container": lambda values: names("container", values),
+        "image": lambda values: _of_image(event, values),
         "label": lambda values: has_labels(said, values),
     }
     return all(name in tests and tests[name](values) for name, values in filters.items())
 
 
-def names_shown(image: Image, filters: Filters) -> Image:
-    """The image with only those names that a `reference` filter asks for, as Docker lists it."""
-    if "reference" not in filters:
-        return image
-    only = {"reference": filters["reference"]}
-    return replace(image, names=[name for name in image.names if matches_image(replace(image, names=[name]), only)])
+def _of_image(event: EngineEvent, values: Sequence[str]) -> bool:
+    """Whether an event is of one of the images, or of a container made from one; a name without a tag means any tag."""
+    said = event.attributes
+    names = {familiar(said.get("image", "")) if event.kind == "container" else familiar(said.get("name", ""))}
+    if event.kind == "image":
+        names |= {event.id, event.id.removeprefix("sha256:")}
+    elif event.kind != "container":
+        return False
+    names |= {name.rpartition(":")[0] for name in names if ":" in name and "/" not in name.rpartition(":")[2]}
+    return bool((names - {""}) & {familiar(value) for value in values})

@@ -6,9 +6,15 @@ from typing import Any
 
 import msgspec
 
+from wherry.doors.docker.times import read_duration
 from wherry.errors import BadRequest
 
-_KNOWN = ("CMD", "ENTRYPOINT", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
+_KNOWN = (
+    "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+)  # fmt: skip
+_HEALTH = {
+    "interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod", "start-interval": "StartInterval",
+}  # fmt: skip
 
 
 def changed(config: Mapping[str, Any], lines: Sequence[str]) -> dict[str, Any]:
@@ -33,6 +39,10 @@ def _apply(made: dict[str, Any], name: str, rest: str) -> None:
             made["Env"] = kept + [f"{key}={value}" for key, value in new.items()]
         case "LABEL":
             made["Labels"] = {**(made.get("Labels") or {}), **_pairs(rest)}
+        case "HEALTHCHECK":
+            made["Healthcheck"] = _health(rest)
+        case "ONBUILD":
+            made["OnBuild"] = [*(made.get("OnBuild") or ()), rest]
         case "EXPOSE":
             ports = {port if "/" in port else f"{port}/tcp": {} for port in rest.split()}
             made["ExposedPorts"] = {**(made.get("ExposedPorts") or {}), **ports}
@@ -45,6 +55,28 @@ def _apply(made: dict[str, Any], name: str, rest: str) -> None:
 
 def _command(text: str) -> list[str]:
     return _list(text) or ["/bin/sh", "-c", text]
+
+
+def _health(text: str) -> dict[str, Any]:
+    """Read `NONE`, or `--OPTION=VALUE ... CMD COMMAND`. Raises BadRequest."""
+    made: dict[str, Any] = {}
+    while text.startswith("--"):
+        option, _, text = text.partition(" ")
+        name, _, value = option[2:].partition("=")
+        if name == "retries" and value.isdigit():
+            made["Retries"] = int(value)
+        elif name in _HEALTH:
+            made[_HEALTH[name]] = int(read_duration(value, f"--{name}") * 1e9)
+        else:
+            raise BadRequest(f"change: HEALTHCHECK {option}: unknown option or wrong value")
+        text = text.lstrip()
+    kind, _, command = text.partition(" ")
+    if kind.upper() == "NONE" and not command.strip() and not made:
+        return {"Test": ["NONE"]}
+    if kind.upper() != "CMD" or not command.strip():
+        raise BadRequest(f"change: HEALTHCHECK {text!r}: write CMD with a command, or NONE")
+    words = _list(command.strip())
+    return made | {"Test": ["CMD", *words] if words else ["CMD-SHELL", command.strip()]}
 
 
 def _list(text: str) -> list[str]:

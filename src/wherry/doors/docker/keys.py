@@ -11,8 +11,13 @@ class DetachKeys:
 
     def __init__(self, text: str = DEFAULT) -> None:
         """`text` is such as `ctrl-p,ctrl-q` or `a,b`; empty means the default. Raises BadRequest."""
-        self._keys = bytes(_key(word) for word in (text or DEFAULT).split(","))
+        self._keys = bytes(_key(word, text) for word in (text or DEFAULT).split(","))
         self._seen = 0
+
+    @property
+    def keys(self) -> bytes:
+        """The sequence, as a terminal sends it."""
+        return self._keys
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
         """Take what was typed: (what to hand on now, whether the whole sequence has come)."""
@@ -30,7 +35,7 @@ class DetachKeys:
         return bytes(out), False
 
 
-def _key(word: str) -> int:
+def _key(word: str, whole: str) -> int:
     if len(word) == 1 and word.isascii():
         return ord(word)
     name, _, sign = word.partition("-")
@@ -39,4 +44,4 @@ def _key(word: str) -> int:
             return ord(sign.lower()) - ord("a") + 1
         if sign in _SIGNS:
             return _SIGNS[sign]
-    raise BadRequest(f"Invalid detach keys ({word}) provided: use ctrl-<letter>, or a single character")
+    raise BadRequest(f"Invalid detach keys ({whole}) provided")

@@ -12,19 +12,33 @@ SPREADS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 _IGNORED_MODES = ("z", "Z", "", "consistent", "cached", "delegated")
 """SELinux labels (there is none here) and macOS's consistency, which change nothing on this machine."""
 _MOUNT = (
-    "Type", "Source", "Target", "ReadOnly", "Consistency", "BindOptions", "VolumeOptions", "TmpfsOptions",
+    "Type", "Source", "Target", "ReadOnly", "Consistency", "BindOptions", "VolumeOptions", "TmpfsOptions", "ImageOptions",
 )  # fmt: skip
+RECURSIVE = (1, 44)
+"""The first version of the API whose read-only mounts are read-only all the way down."""
+_CONSISTENCIES = ("", "default", "consistent", "cached", "delegated")
+_TMPFS_FLAGS = frozenset((
+    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
+    "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
+    "nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw",
+    "shared", "silent", "slave", "strictatime", "suid", "sync", "unbindable",
+))  # fmt: skip
+_TMPFS_VALUES = ("mode", "uid", "gid", "size", "nr_inodes", "nr_blocks", "mpol")
 
 
-def read_mounts(body: Json, host: Json) -> Sequence[Mount]:
+def read_mounts(body: Json, host: Json, version: tuple[int, int] = RECURSIVE) -> Sequence[Mount]:
     """Read all mounts of `POST /containers/create`. Raises BadRequest, Unsupported."""
+    below = version >= RECURSIVE
     driver = str(host.get("VolumeDriver") or "local")
     if driver != "local":
         raise Unsupported(f"HostConfig.VolumeDriver {driver!r} (--volume-driver): only local is supported by wherry")
-    result = [_bind(str(bind)) for bind in host.get("Binds") or ()]
-    result += [_mount(mount) for mount in host.get("Mounts") or ()]
+    result = [_bind(str(bind), below=below) for bind in host.get("Binds") or ()]
+    result += [_mount(mount, below=below) for mount in host.get("Mounts") or ()]
     for target, options in (host.get("Tmpfs") or {}).items():
+        if not str(target).startswith("/") or str(target).strip("/") == "":
+            raise BadRequest(f"invalid tmpfs mount destination: {target!r}: an absolute path that is not / is wanted")
         words = [each for each in str(options).split(",") if each]
+        _check_tmpfs(words)
         result.append(
             Mount(str(target), "", "tmpfs", "ro" in words, [word for word in words if word not in ("ro", "rw")])
         )
@@ -60,6 +74,9 @@ def borrowed(references: Sequence[str], containers: Mapping[str, Container], tak
                     mount.read_only or mode == "ro",
                     mount.options,
                     copy=mount.copy,
+                    recursive=mount.recursive,
+                    read_only_below=mount.read_only_below,
+                    subpath=mount.subpath,
                 )
             )
     return result
@@ -68,19 +85,33 @@ def borrowed(references: Sequence[str], containers: Mapping[str, Container], tak
 def show_mounts(container: Container) -> Sequence[Json]:
     """The `Mounts` list of a container."""
     result: list[Json] = []
+    asked = container.spec.asked.get("HostConfig") or {}
+    binds = [str(each).split(":") for each in asked.get("Binds") or ()]
+    modes = {parts[1].rstrip("/"): parts[2] for parts in binds if len(parts) == 3}
     for mount in container.spec.mounts:
+        if mount.kind == "tmpfs" and mount.target in (asked.get("Tmpfs") or {}):
+            continue  # Docker shows those of --tmpfs only where they were asked for
         spread = next((word for word in mount.options if word in SPREADS), "rprivate" if mount.kind == "bind" else "")
         shown: dict[str, Any] = {"Type": mount.kind}
         if mount.kind == "volume":
             shown |= {"Name": mount.source, "Source": container.volumes.get(mount.source, ""), "Driver": "local"}
         else:
             shown["Source"] = mount.source
-        shown |= {"Destination": mount.target, "Mode": "", "RW": not mount.read_only, "Propagation": spread}
+        mode = modes.get(mount.target.rstrip("/"), "")
+        shown |= {"Destination": mount.target, "Mode": mode, "RW": not mount.read_only, "Propagation": spread}
         result.append(shown)
     return result
 
 
-def _bind(text: str) -> Mount:
+def _check_tmpfs(words: Sequence[str]) -> None:
+    for word in words:
+        name, sign, value = word.partition("=")
+        known = name in _TMPFS_VALUES if sign else name in _TMPFS_FLAGS
+        if not known or (sign and not value):
+            raise BadRequest(f'invalid tmpfs option ["{word}"]')
+
+
+def _bind(text: str, *, below: bool) -> Mount:
     parts = text.split(":")
     if len(parts) == 1 and text.startswith("/"):
         return Mount(text, "", "volume")
@@ -97,21 +128,32 @@ def _bind(text: str) -> Mount:
     if spread and not is_bind:
         raise BadRequest(f"invalid mode: {spread[0]} in '{text}': a volume has no propagation")
     kind = "bind" if is_bind else "volume"
-    return Mount(parts[1], parts[0], kind, "ro" in modes, spread, copy="nocopy" not in modes, create=is_bind)
+    if len([mode for mode in modes if mode in ("ro", "rw")]) > 1 or len(spread) > 1:
+        raise BadRequest(f"invalid mode: {parts[2]}")
+    return Mount(
+        parts[1], parts[0], kind, "ro" in modes, spread, copy="nocopy" not in modes, create=is_bind, read_only_below=below
+    )  # fmt: skip
 
 
-def _mount(mount: Json) -> Mount:
+def _mount(mount: Json, *, below: bool) -> Mount:
     kind = str(mount.get("Type") or "")
     source, target = str(mount.get("Source") or ""), str(mount.get("Target") or "")
     _refuse("", mount, _MOUNT)
-    if kind not in ("bind", "volume", "tmpfs"):
+    if str(mount.get("Consistency") or "") not in _CONSISTENCIES:
+        raise BadRequest(f"invalid mount config: unknown consistency {mount['Consistency']!r}")
+    if kind not in ("bind", "volume", "tmpfs", "image"):
         raise Unsupported(f"HostConfig.Mounts: type {kind!r} is not supported by wherry")
     if not target.startswith("/"):
         raise BadRequest(
             f"invalid mount config for type {kind!r}: invalid mount target, must be an absolute path: {target!r}"
         )
-    bind, volume, tmpfs = (_part(mount, name) for name in ("BindOptions", "VolumeOptions", "TmpfsOptions"))
+    if target.strip("/") == "":
+        raise BadRequest(f"invalid mount config for type {kind!r}: invalid specification: destination can't be '/'")
+    bind, volume, tmpfs, image = (
+        _part(mount, name) for name in ("BindOptions", "VolumeOptions", "TmpfsOptions", "ImageOptions")
+    )
     for name, part, of in (
+        ("ImageOptions", image, "image"),
         ("BindOptions", bind, "bind"),
         ("VolumeOptions", volume, "volume"),
         ("TmpfsOptions", tmpfs, "tmpfs"),
@@ -125,30 +167,69 @@ def _mount(mount: Json) -> Mount:
                 raise BadRequest(
                     f'invalid mount config for type "bind": invalid mount source, must be an absolute path: {source!r}'
                 )
-            _refuse("BindOptions.", bind, ("Propagation", "NonRecursive", "CreateMountpoint"))
+            known = (
+                "Propagation",
+                "NonRecursive",
+                "CreateMountpoint",
+                "ReadOnlyNonRecursive",
+                "ReadOnlyForceRecursive",
+            )
+            _refuse("BindOptions.", bind, known)
+            forced = bool(bind.get("ReadOnlyForceRecursive"))
+            for field in ("ReadOnlyNonRecursive", "ReadOnlyForceRecursive"):
+                if bind.get(field) and not read_only:
+                    raise BadRequest(f"mount source: {source!r}: {field} needs ReadOnly")
+            if forced and (bind.get("ReadOnlyNonRecursive") or bind.get("NonRecursive")):
+                raise BadRequest(
+                    "BindOptions: ReadOnlyForceRecursive conflicts with the options that are not recursive"
+                )
+            if forced and bind.get("Propagation") not in ("rprivate",):
+                raise BadRequest("BindOptions: ReadOnlyForceRecursive needs the propagation rprivate")
             spread = str(bind.get("Propagation") or "")
             if spread and spread not in SPREADS:
                 raise BadRequest(f"invalid propagation mode: {spread!r}")
             return Mount(
                 target, source, kind, read_only, [spread] if spread else [], create=bool(bind.get("CreateMountpoint")),
                 recursive=not bind.get("NonRecursive"),
+                read_only_below=forced or (below and not bind.get("ReadOnlyNonRecursive")),
             )  # fmt: skip
         case "tmpfs":
             if source:
                 raise BadRequest('invalid mount config for type "tmpfs": field Source must not be specified')
-            _refuse("TmpfsOptions.", tmpfs, ("SizeBytes", "Mode"))
+            _refuse("TmpfsOptions.", tmpfs, ("SizeBytes", "Mode", "Options"))
             size, mode = tmpfs.get("SizeBytes"), tmpfs.get("Mode")
             options = [f"size={int(size)}"] if size else []
+            further = ["=".join(str(word) for word in pair) for pair in tmpfs.get("Options") or ()]
+            _check_tmpfs(further)
+            options += further
             return Mount(target, "", kind, read_only, options + ([f"mode={int(mode):o}"] if mode else []))
+        case "image":
+            if not source:
+                raise BadRequest('invalid mount config for type "image": field Source must not be empty')
+            _refuse("ImageOptions.", image, ("Subpath",))
+            return Mount(target, source, kind, True, subpath=_subpath(image))
         case _:
-            _refuse("VolumeOptions.", volume, ("NoCopy", "Labels", "DriverConfig"))
+            _refuse("VolumeOptions.", volume, ("NoCopy", "Labels", "DriverConfig", "Subpath"))
+            subpath = _subpath(volume)
+            if subpath and not source:
+                raise BadRequest(
+                    'invalid mount config for type "volume": must not set Subpath when using anonymous volumes'
+                )
             driver = _part(volume, "DriverConfig")
             if driver.get("Name") not in (None, "", "local"):
                 raise Unsupported(f"HostConfig.Mounts: volume driver {driver['Name']!r}: only local is supported")
             return Mount(
-                target, source, kind, read_only, copy=not volume.get("NoCopy"), labels=_words(volume, "Labels"),
-                driver_options=_words(driver, "Options"),
+                target, source, kind, read_only, copy=not volume.get("NoCopy") and not subpath,
+                labels=_words(volume, "Labels"), driver_options=_words(driver, "Options"), read_only_below=below,
+                subpath=subpath,
             )  # fmt: skip
+
+
+def _subpath(part: Json) -> str:
+    path = str(part.get("Subpath") or "")
+    if path.startswith("/") or ".." in path.split("/"):
+        raise BadRequest(f"invalid mount config: Subpath {path!r}: a path within the volume or image is wanted")
+    return path
 
 
 def _part(whole: Json, name: str) -> Json:

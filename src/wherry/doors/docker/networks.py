@@ -9,18 +9,15 @@ from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import json_body
 from wherry.doors.docker.endpoints import endpoint_id, read_join
 from wherry.doors.docker.engine import DockerEngine
-from wherry.engine.types import Container, Network, NetworkSpec, State
-from wherry.errors import BadRequest, Forbidden, NotFound, Unsupported
+from wherry.doors.docker.netspecs import read_network
+from wherry.engine.types import Container, Network, Pool, State
+from wherry.errors import BadRequest, Forbidden, NotFound
 from wherry.network.ranges import mac_of
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
 
 LIST = ("name", "id", "label", "driver", "scope", "type", "dangling")
 PRUNE = ("label", "label!", "until")
-_CREATE = ("Name", "CheckDuplicate", "Driver", "Internal", "Attachable", "IPAM", "Options", "Labels", "EnableIPv4")
-_MTU = "com.docker.network.driver.mtu"
-_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
-_HARMLESS = {"com.docker.network.bridge.enable_icc": "true", "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0"}
 
 Json = dict[str, Any]
 
@@ -97,6 +94,7 @@ class Networks:
                 continue
             await self._engine.networks.remove(each.id)
             gone.append(each.spec.name)
+        self._engine.tell("network", "prune", "", {"reclaimed": "0"})
         return Response.json({"NetworksDeleted": gone or None})
 
     async def _container(self, body: Mapping[str, Any]) -> Container:
@@ -107,82 +105,27 @@ class Networks:
             raise NotFound(f"No such container: {name}") from None
 
 
-def read_network(body: Json) -> NetworkSpec:
-    """Read `POST /networks/create`. Raises BadRequest, Unsupported."""
-    name = body.get("Name")
-    if not isinstance(name, str) or not name:
-        raise BadRequest("network name cannot be empty")
-    for field, value in body.items():
-        if field == "Scope" and value in ("", "local"):
-            continue
-        if field == "ConfigFrom" and not (value or {}).get("Network"):
-            continue
-        if value and field not in _CREATE:
-            raise Unsupported(f"network {name}: {field} is not supported by wherry: {value!r}; see SCOPE.md")
-    if body.get("EnableIPv4") is False:
-        raise Unsupported(f"network {name}: EnableIPv4=false is not supported by wherry")
-    if body.get("Driver") not in (None, "", "default", "bridge"):
-        raise Unsupported(f"network {name}: driver {body['Driver']!r}: only bridge is supported by wherry")
-    options = _strings(body, "Options")
-    pool = _pool(name, body.get("IPAM") or {})
-    return NetworkSpec(
-        name,
-        subnet=str(pool.get("Subnet") or ""),
-        gateway=str(pool.get("Gateway") or "").partition("/")[0],
-        ip_range=str(pool.get("IPRange") or ""),
-        reserved={str(key): str(value) for key, value in (pool.get("AuxiliaryAddresses") or {}).items()},
-        mtu=_mtu(name, options),
-        internal=bool(body.get("Internal")),
-        attachable=bool(body.get("Attachable")),
-        masquerade=options.get(_MASQUERADE, "true").lower() in ("true", "1"),
-        labels=_strings(body, "Labels"),
-        options=options,
-    )
-
-
-def _mtu(name: str, options: Mapping[str, str]) -> int:
-    for option, value in options.items():
-        if option not in (_MTU, _MASQUERADE) and _HARMLESS.get(option) != value:
-            raise Unsupported(f"network {name}: option {option}={value} is not supported by wherry; see SCOPE.md")
-    text = options.get(_MTU, "0")
-    if not (text.isascii() and text.isdigit()) or (int(text) and not 68 <= int(text) <= 65535):
-        raise BadRequest(f"network {name}: {_MTU}={text}: a number of bytes from 68 to 65535")
-    return int(text)
-
-
-def _pool(name: str, ipam: Any) -> Json:
-    """The only pool of addresses that is asked for, or an empty one."""
-    if not isinstance(ipam, dict):
-        raise BadRequest(f"network {name}: IPAM: an object is wanted")
-    if ipam.get("Driver") not in (None, "", "default") or ipam.get("Options"):
-        raise Unsupported(f"network {name}: only the default IPAM driver is supported by wherry, without options")
-    pools = [pool for pool in ipam.get("Config") or () if pool]
-    if len(pools) > 1:
-        raise Unsupported(f"network {name}: {len(pools)} subnets: one IPv4 subnet is supported by wherry")
-    return pools[0] if pools else {}
-
-
-def _strings(body: Json, field: str) -> dict[str, str]:
-    value = body.get(field) or {}
-    if not isinstance(value, dict):
-        raise BadRequest(f"{field}: an object of strings is wanted")
-    return {str(key): str(text) for key, text in value.items()}
-
-
 def show(network: Network, containers: Sequence[Container] = ()) -> Json:
     """A network in Docker's shape; with `containers`, those of them that run and are on it."""
     spec = network.spec
-    pool: Json = {"Subnet": spec.subnet, "Gateway": spec.gateway} if spec.subnet else {}
-    pool |= {"IPRange": spec.ip_range} if spec.ip_range else {}
-    pool |= {"AuxiliaryAddresses": dict(spec.reserved)} if spec.reserved else {}
     return {
         "Name": spec.name, "Id": network.id, "Created": answers.moment(network.created), "Scope": "local",
-        "Driver": network.driver, "EnableIPv4": True, "EnableIPv6": False,
-        "IPAM": {"Driver": "default", "Options": None, "Config": [pool] if pool else []},
+        "Driver": network.driver, "EnableIPv4": True, "EnableIPv6": spec.ipv6,
+        "IPAM": {
+            "Driver": "default", "Options": None if network.predefined else {},
+            "Config": [_pool(each) for each in (spec.pool, spec.pool6) if each.subnet],
+        },
         "Internal": spec.internal, "Attachable": spec.attachable, "Ingress": False, "ConfigFrom": {"Network": ""},
         "ConfigOnly": False, "Containers": _inside(network, containers), "Options": dict(spec.options),
         "Labels": dict(spec.labels),
     }  # fmt: skip
+
+
+def _pool(pool: Pool) -> Json:
+    shown: Json = {"Subnet": pool.subnet}
+    shown |= {"IPRange": pool.ip_range} if pool.ip_range else {}
+    shown |= {"Gateway": pool.gateway} if pool.gateway else {}
+    return shown | ({"AuxiliaryAddresses": dict(pool.reserved)} if pool.reserved else {})
 
 
 def _inside(network: Network, containers: Sequence[Container]) -> Json:
@@ -193,6 +136,8 @@ def _inside(network: Network, containers: Sequence[Container]) -> Json:
         sandbox = each.spec.sandbox_spec
         endpoint = network.endpoints.get(each.sandbox)
         address = f"{endpoint.address}/{endpoint.prefix}" if endpoint is not None else ""
+        address6 = f"{endpoint.address6}/{endpoint.prefix6}" if endpoint is not None and endpoint.address6 else ""
+        mac = endpoint.mac if endpoint is not None else sandbox.mac if sandbox is not None else ""
         kind = {"bridge": "pod"}.get(network.spec.name, network.spec.name)
         if network.predefined and sandbox is not None and sandbox.network == kind:
             own = {place.address for place in each.endpoints}
@@ -204,8 +149,8 @@ def _inside(network: Network, containers: Sequence[Container]) -> Json:
             continue
         shown[each.id] = {
             "Name": each.name, "EndpointID": endpoint_id(network.id, each.sandbox),
-            "MacAddress": mac_of(address.partition("/")[0], inside=True) if address else "",
-            "IPv4Address": address, "IPv6Address": "",
+            "MacAddress": (mac or mac_of(address.partition("/")[0], inside=True)) if address else "",
+            "IPv4Address": address, "IPv6Address": address6,
         }  # fmt: skip
     return shown
 

@@ -1,19 +1,12 @@
-"""Options of a new container beyond its command, mounts and network: ulimits, devices, health checks, logs."""
+"""Options of a new container beyond its command, mounts and network: ulimits, devices, health checks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wherry.engine.types import DeviceMap, Health, Ulimit
-from wherry.errors import BadRequest, Unsupported
+from wherry.errors import BadRequest
 
 Json = Mapping[str, Any]
-
-IO_KINDS: Mapping[str, str] = {
-    "BlkioDeviceReadBps": "ReadBps", "BlkioDeviceWriteBps": "WriteBps", "BlkioDeviceReadIOps": "ReadIOPS",
-    "BlkioDeviceWriteIOps": "WriteIOPS",
-}  # fmt: skip
-LOG_DRIVERS = ("json-file", "local", "none")
-_SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def read_ulimits(host: Json) -> Sequence[Ulimit]:
@@ -33,19 +26,6 @@ def read_devices(host: Json) -> Sequence[DeviceMap]:
         if not source.startswith("/") or not target.startswith("/"):
             raise BadRequest(f"HostConfig.Devices: {source!r} to {target!r}: absolute paths are wanted")
         found.append(DeviceMap(source, target, str(each.get("CgroupPermissions") or "rwm")))
-    return found
-
-
-def read_io_rates(host: Json) -> Mapping[str, Sequence[tuple[str, int]]]:
-    """Read the limits of reading and writing by device. Raises BadRequest."""
-    found: dict[str, Sequence[tuple[str, int]]] = {}
-    for field, kind in IO_KINDS.items():
-        try:
-            rates = [(str(each["Path"]), int(each["Rate"])) for each in host.get(field) or ()]
-        except (KeyError, TypeError, ValueError):
-            raise BadRequest(f"HostConfig.{field}: each needs Path and Rate") from None
-        if rates:
-            found[kind] = rates
     return found
 
 
@@ -87,43 +67,3 @@ def show_health(health: Health) -> dict[str, Any]:
         "StartPeriod": int(health.start_period_s * 1e9), "StartInterval": int(health.start_interval_s * 1e9),
         "Retries": health.retries,
     }  # fmt: skip
-
-
-def read_log(config: Json) -> dict[str, Any]:
-    """Read `LogConfig` as fields of a ContainerSpec. Raises Unsupported, BadRequest."""
-    driver = str(config.get("Type") or "json-file")
-    if driver not in LOG_DRIVERS:
-        raise Unsupported(f"HostConfig.LogConfig.Type {driver!r}: {', '.join(LOG_DRIVERS)} are supported")
-    options = config.get("Config") or {}
-    if not isinstance(options, dict):
-        raise BadRequest("HostConfig.LogConfig.Config: an object is wanted")
-    words = {str(key): str(value) for key, value in options.items()}
-    made: dict[str, Any] = {
-        "log_driver": "none" if driver == "none" else "cri",
-        "log_type": driver,
-        "log_options": words,
-    }
-    for name, value in words.items():
-        if driver == "none":
-            raise BadRequest(f"unknown log opt '{name}' for none log driver")
-        if name == "max-size":
-            made["log_max_bytes"] = _size(value)
-        elif name == "max-file":
-            if not value.isdigit() or int(value) < 1:
-                raise BadRequest("max-file cannot be less than 1")
-            made["log_max_files"] = int(value)
-        elif (name, value) not in (("compress", "false"), ("mode", "blocking")):
-            raise Unsupported(
-                f"HostConfig.LogConfig.Config: option {name}={value} is not supported by wherry: max-size and max-file are"
-            )
-    return made
-
-
-def _size(text: str) -> int:
-    low = text.lower().removesuffix("b")
-    number, unit = (low[:-1], low[-1]) if low[-1:] in _SIZES and low[-1:] else (low, "")
-    if text == "-1":
-        return 0
-    if not number.isdigit() or int(number) == 0:
-        raise BadRequest(f"invalid size: '{text}'")
-    return int(number) * _SIZES[unit]

@@ -5,8 +5,11 @@ from contextlib import suppress
 from typing import Any
 
 from wherry.clock import machine
-from wherry.doors.docker import answers, filters
+from wherry.doors.docker import answers, filters, image_shapes
+from wherry.doors.docker.cache import Cache
 from wherry.doors.docker.engine import DockerEngine
+from wherry.doors.docker.images import shared_bytes
+from wherry.doors.docker.requests import version_of
 from wherry.doors.docker.times import read_moment
 from wherry.doors.docker.volumes import show, volume_users
 from wherry.engine.types import State
@@ -22,8 +25,9 @@ KINDS = ("container", "image", "volume", "build-cache")
 class Prune:
     """The handlers."""
 
-    def __init__(self, engine: DockerEngine) -> None:
+    def __init__(self, engine: DockerEngine, cache: Cache) -> None:
         self._engine = engine
+        self._cache = cache
 
     def routes(self) -> tuple[Route, ...]:
         """All endpoints of this module."""
@@ -41,29 +45,29 @@ class Prune:
             stands = each.state in (State.CREATED, State.EXITED) and not each.restarting
             if not stands or each.spec.sandbox or not _matches(each.created, each.spec.labels, wanted):
                 continue  # containers of pods are their node's to remove
-            size = await self._engine.written(each.id)
+            size = await self._engine.written(each.id) + self._engine.log_size(each.id)
             with suppress(Conflict, NotFound):  # started or removed meanwhile
                 await self._engine.remove(each.id)
                 gone.append(each.id)
                 freed += size
+        await self._engine.settled()  # what was promised is on the disk's free space when we answer
+        self._engine.tell("container", "prune", "", {"reclaimed": str(freed)})
         return Response.json({"ContainersDeleted": gone or None, "SpaceReclaimed": freed})
 
     async def _images(self, request: Request) -> Response:
         wanted = _parse(request, IMAGES)
         only_nameless = not any(value in ("0", "false") for value in wanted.get("dangling", ()))
         used = {container.image_id for container in await self._engine.containers()}
-        lines: list[dict[str, str]] = []
-        freed = 0
+        going: list[str] = []
         for each in await self._engine.images():
             labels = (each.config.get("config") or {}).get("Labels") or {}
             if each.id in used or (only_nameless and each.names) or not _matches(each.created, labels, wanted):
                 continue
-            with suppress(Conflict, NotFound):
-                removed = await self._engine.remove_image(each.id, force=True)
-                for line in removed:
-                    kind, _, name = line.partition(": ")
-                    lines.append({kind: name})
-                freed += each.size_bytes
+            going.append(each.id)
+        removed, freed = await self._engine.prune_images(going)
+        await self._engine.settled()
+        lines = [dict([line.split(": ", 1)]) for line in removed]
+        self._engine.tell("image", "prune", "", {"reclaimed": str(freed)})
         return Response.json({"ImagesDeleted": lines or None, "SpaceReclaimed": freed})
 
     async def _usage(self, request: Request) -> Response:
@@ -78,27 +82,28 @@ class Prune:
             for container in containers:
                 users[container.image_id] = users.get(container.image_id, 0) + 1
             images = await self._engine.images()
-            shares: dict[str, int] = {}
-            for image in images:
-                for layer in image.layers:
-                    shares[layer] = shares.get(layer, 0) + 1
+            shared = shared_bytes(images)
             answer["LayersSize"] = await self._engine.layers_size()
             answer["Images"] = [
-                answers.image_summary(image, users.get(image.id, 0))
-                | {"SharedSize": image.size_bytes if all(shares[layer] > 1 for layer in image.layers) else 0}
+                image_shapes.summary(image, version_of(request.path), containers=users.get(image.id, 0))
+                | {"SharedSize": shared[image.id]}
                 for image in images
             ]
-        if everything or "container" in asked:
+        if everything or "container" in asked:  # what it has written, its log too: all that goes with it
+            sizes_of_images = {image.id: image.size_bytes for image in await self._engine.images()}
             for container in containers:
-                written = await self._engine.written(container.id)
+                written = await self._engine.written(container.id) + self._engine.log_size(container.id)
                 summary = answers.container_summary(container, machine.now())
-                answer["Containers"].append(summary | {"SizeRw": written, "SizeRootFs": written})
+                whole = sizes_of_images.get(container.image_id, 0) + written
+                answer["Containers"].append(summary | {"SizeRw": written, "SizeRootFs": whole})
         if everything or "volume" in asked:
             named = await volume_users(self._engine)
             for volume in self._engine.volumes.all():
                 size = await self._engine.size_of(volume.place)
                 usage = {"Size": size, "RefCount": len(named.get(volume.name, ()))}
                 answer["Volumes"].append(show(volume) | {"UsageData": usage})
+        if everything or "build-cache" in asked:
+            answer["BuildCache"] = await self._cache.rows()
         return Response.json(answer)
 
 

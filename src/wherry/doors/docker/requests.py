@@ -1,14 +1,20 @@
 """What people ask of Docker's API, as values of the engine. What is not supported is refused by its own name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from wherry.doors.docker.endpoints import read_bindings, read_exposed, read_networks
+from wherry.doors.docker.limits import read_limits
+from wherry.doors.docker.logconfig import read_log
 from wherry.doors.docker.mounts import read_mounts
-from wherry.doors.docker.options import read_devices, read_health, read_io_rates, read_log, read_ulimits
-from wherry.engine.types import ContainerSpec, Dns, ExecSpec, Limits, SandboxSpec
+from wherry.doors.docker.options import read_devices, read_health, read_ulimits
+from wherry.doors.docker.security import read_security
+from wherry.doors.docker.versions import NEWEST
+from wherry.engine.pools import check_mac
+from wherry.engine.types import ContainerSpec, Dns, ExecSpec, SandboxSpec
 from wherry.errors import BadRequest, Unsupported
 
 Json = Mapping[str, Any]
@@ -24,6 +30,7 @@ BODY: Mapping[str, Any] = {
     "Volumes": dict[str, Any] | None, "HostConfig": dict[str, Any] | None, "NetworkingConfig": dict[str, Any] | None,
     "AttachStdin": bool | None, "AttachStdout": bool | None, "AttachStderr": bool | None,
     "ExposedPorts": dict[str, Any] | None, "ArgsEscaped": bool | None, "Healthcheck": dict[str, Any] | None,
+    "Domainname": str | None, "NetworkDisabled": bool | None, "MacAddress": str | None,
 }  # fmt: skip
 """Fields of the body that we know, with their types. The last five change nothing for the engine: the client's own choice
 of streams, ports that an image merely names."""
@@ -36,15 +43,34 @@ HOST: Mapping[str, Any] = {
     "CapDrop": list[str] | None, "Privileged": bool | None, "ReadonlyRootfs": bool | None,
     "SecurityOpt": list[str] | None, "Dns": list[str] | None, "DnsSearch": list[str] | None,
     "DnsOptions": list[str] | None, "ExtraHosts": list[str] | None, "PidMode": str | None, "IpcMode": str | None,
+    "UsernsMode": str | None,
     "LogConfig": dict[str, Any] | None, "GroupAdd": list[str | int] | None, "Sysctls": dict[str, str] | None,
     "PortBindings": dict[str, Any] | None, "PublishAllPorts": bool | None,
     "VolumesFrom": list[str] | None, "VolumeDriver": str | None, "Init": bool | None, "CpusetMems": str | None,
     "Ulimits": list[dict[str, Any]] | None, "Devices": list[dict[str, Any]] | None, "BlkioWeight": _Number,
     "DeviceCgroupRules": list[str] | None, "OomScoreAdj": _Number, "ShmSize": _Number, "MemoryReservation": _Number,
     "BlkioDeviceReadBps": _Rates, "BlkioDeviceWriteBps": _Rates, "BlkioDeviceReadIOps": _Rates,
-    "BlkioDeviceWriteIOps": _Rates,
+    "BlkioDeviceWriteIOps": _Rates, "BlkioWeightDevice": _Rates, "CgroupParent": str | None, "CgroupnsMode": str | None,
+    "CpuRealtimePeriod": _Number, "CpuRealtimeRuntime": _Number, "KernelMemory": _Number, "KernelMemoryTCP": _Number,
+    "MemorySwappiness": _Number, "OomKillDisable": bool | None, "CpuPercent": _Number, "ContainerIDFile": str | None,
+    "Annotations": dict[str, str] | None, "Links": list[str] | None, "UTSMode": str | None, "Runtime": str | None,
+    "MaskedPaths": list[str] | None, "ReadonlyPaths": list[str] | None,
 }  # fmt: skip
 """Fields of HostConfig that are carried out."""
+
+ECHOED = (
+    "Annotations", "Binds", "Cgroup", "CgroupParent", "CgroupnsMode", "ConsoleSize", "ContainerIDFile", "Dns", "DnsOptions",
+    "DnsSearch", "ExtraHosts", "GroupAdd", "IpcMode", "Isolation", "Mounts", "NanoCpus", "PidMode", "SecurityOpt", "Sysctls",
+    "Tmpfs", "UTSMode", "VolumeDriver", "VolumesFrom",
+)  # fmt: skip
+ECHOED_CONFIG = (
+    "AttachStdin", "AttachStdout", "AttachStderr", "Domainname", "MacAddress", "NetworkDisabled", "StopTimeout", "Volumes",
+)  # fmt: skip
+"""Fields that `inspect` shows as they were written."""
+
+ON_UNHEALTHY = "wherry.on-unhealthy"
+"""A label of ours: what is done with a container whose health check fails, `stop` or `restart`."""
+_VERSION = re.compile(r"/v(\d+)\.(\d+)/")
 
 EXEC: Mapping[str, Any] = {
     "AttachStdin": bool | None, "AttachStdout": bool | None, "AttachStderr": bool | None, "Tty": bool | None,
@@ -54,20 +80,11 @@ EXEC: Mapping[str, Any] = {
 """Fields of an exec that are carried out, or that only repeat what is known."""
 
 OPTIONS: Mapping[str, str] = {
-    "Links": "--link", "DeviceRequests": "--gpus", "UsernsMode": "--userns", "ContainerIDFile": "--cidfile",
-    "OomKillDisable": "--oom-kill-disable", "CgroupParent": "--cgroup-parent", "Runtime": "--runtime",
-    "StorageOpt": "--storage-opt", "Domainname": "--domainname",
-    "MacAddress": "--mac-address", "UTSMode": "--uts", "CgroupnsMode": "--cgroupns", "Isolation": "--isolation",
-    "MemorySwappiness": "--memory-swappiness",
+    "DeviceRequests": "--gpus", "UsernsMode": "--userns", "StorageOpt": "--storage-opt", "Isolation": "--isolation",
 }  # fmt: skip
 """What people call the fields that are refused."""
 
-HARMLESS: Mapping[str, Sequence[Any]] = {
-    "ConsoleSize": (),
-    "MemorySwappiness": (-1,),
-    "Isolation": ("default",),
-    "CgroupnsMode": ("private", "host"),
-}
+HARMLESS: Mapping[str, Sequence[Any]] = {"ConsoleSize": (), "Isolation": ("default",)}
 """Fields of HostConfig that clients send by default, with the values that ask for nothing (besides the empty ones)."""
 
 
@@ -88,6 +105,17 @@ def _check(body: Json, known: Mapping[str, Any], where: str) -> None:
             raise Unsupported(f"{where}{name}{called} is not supported by wherry: {value!r}; see SCOPE.md")
 
 
+def check_types(host: Json) -> None:
+    """Raise BadRequest, Unsupported for fields of a HostConfig that are not as Docker has them."""
+    _check(host, HOST, "HostConfig.")
+
+
+def version_of(path: str) -> tuple[int, int]:
+    """Say which version of the API a client speaks; the newest where it names none."""
+    found = _VERSION.match(path)
+    return (int(found[1]), int(found[2])) if found else NEWEST
+
+
 def words(value: Any) -> Sequence[str] | None:
     """A command: a list, a single string, or none."""
     if value is None:
@@ -97,7 +125,7 @@ def words(value: Any) -> Sequence[str] | None:
     return [str(each) for each in value]
 
 
-def container_spec(body: Json, name: str) -> ContainerSpec:
+def container_spec(body: Json, name: str, version: tuple[int, int] = NEWEST) -> ContainerSpec:
     """Read `POST /containers/create`. Raises BadRequest for what cannot be read, Unsupported for what we do not have."""
     _check(body, BODY, "")
     host: Json = body.get("HostConfig") or {}
@@ -107,27 +135,38 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
         raise BadRequest("Image: no image is named")
     stop = body.get("StopTimeout")
     entrypoint = words(body.get("Entrypoint"))
-    security = _security(host.get("SecurityOpt") or ())
+    security = read_security(host.get("SecurityOpt") or ())
+    namespace = str(host.get("CgroupnsMode") or ("host" if version < (1, 41) else ""))
+    if namespace not in ("", "private", "host"):
+        raise BadRequest(f"invalid cgroup namespace mode: {namespace}")
+    workdir = str(body.get("WorkingDir") or "")
+    if workdir and not workdir.startswith("/"):
+        raise BadRequest(f"the working directory '{workdir}' is invalid, it needs to be an absolute path")
+    labels = {str(key): str(value) for key, value in (body.get("Labels") or {}).items()}
+    annotations = {str(key): str(value) for key, value in (host.get("Annotations") or {}).items()}
+    if "" in annotations:
+        raise BadRequest("invalid Annotations: the empty string is not permitted as an annotation key")
     return ContainerSpec(
         name=name,
         image=str(image),
         entrypoint=entrypoint or None,
         command=words(body.get("Cmd")),
         env=[str(each) for each in body.get("Env") or ()],
-        workdir=str(body.get("WorkingDir") or ""),
+        workdir=workdir,
         user=str(body.get("User") or ""),
-        groups=[_number("GroupAdd", each) for each in host.get("GroupAdd") or ()],
+        groups=[int(each) if str(each).isdigit() else str(each) for each in host.get("GroupAdd") or ()],
         sandbox_spec=_sandbox(body, host),
-        mounts=read_mounts(body, host),
+        mounts=read_mounts(body, host, version),
         image_volumes=True,
         limits=read_limits(host),
-        labels={str(key): str(value) for key, value in (body.get("Labels") or {}).items()},
+        labels=labels,
         cap_add=[_capability(each) for each in host.get("CapAdd") or ()],
         cap_drop=[_capability(each) for each in host.get("CapDrop") or ()],
         privileged=bool(host.get("Privileged")),
         read_only_root=bool(host.get("ReadonlyRootfs")),
-        no_new_privileges=security["no-new-privileges"] == "true",
-        seccomp="unconfined" if host.get("Privileged") or security["seccomp"] == "unconfined" else "default",
+        no_new_privileges=security.no_new_privileges,
+        seccomp="unconfined" if host.get("Privileged") else security.seccomp,
+        apparmor=security.apparmor,
         tty=bool(body.get("Tty")),
         stdin=bool(body.get("OpenStdin")),
         stdin_once=bool(body.get("StdinOnce")),
@@ -141,15 +180,15 @@ def container_spec(body: Json, name: str) -> ContainerSpec:
         device_rules=[str(each) for each in host.get("DeviceCgroupRules") or ()],
         oom_score_adj=int(host.get("OomScoreAdj") or 0),
         health=read_health(body.get("Healthcheck"), None),
+        runtime=str(host.get("Runtime") or "").removeprefix("io.containerd.runc.v2"),
+        cgroup_namespace=namespace,
+        annotations=annotations,
+        masked_paths=host.get("MaskedPaths"),
+        read_only_paths=host.get("ReadonlyPaths"),
+        asked=_asked(body, host),
+        on_unhealthy=labels.get(ON_UNHEALTHY, ""),
         **read_log(host.get("LogConfig") or {}),
     )
-
-
-def _number(field: str, value: Any) -> int:
-    text = str(value)
-    if not text.isdigit():
-        raise Unsupported(f"HostConfig.{field}: {text!r} is not a number; groups by name are not supported here")
-    return int(text)
 
 
 def _capability(name: str) -> str:
@@ -173,8 +212,17 @@ def _sandbox(body: Json, host: Json) -> SandboxSpec:
     pid, ipc = str(host.get("PidMode") or ""), str(host.get("IpcMode") or "")
     if pid not in ("", "host") and not pid.startswith("container:"):
         raise BadRequest(f"invalid PID mode: {pid}")
-    if ipc not in ("", "private", "host", "shareable"):
-        raise Unsupported(f"HostConfig.IpcMode {ipc!r} (--ipc): private, shareable and host are supported by wherry")
+    if ipc not in ("", "none", "private", "host", "shareable") and not ipc.startswith("container:"):
+        raise BadRequest(f"invalid IPC mode: {ipc}")
+    uts = str(host.get("UTSMode") or "")
+    if uts not in ("", "host"):
+        raise BadRequest(f"invalid UTS mode: {uts}")
+    if uts == "host" and (body.get("Hostname") or body.get("Domainname")):
+        raise BadRequest("conflicting options: hostname and the UTS mode")
+    if body.get("NetworkDisabled"):
+        if joins:
+            raise BadRequest("conflicting options: networks and NetworkDisabled")
+        network = "none"
     hosts: dict[str, str] = {}
     for line in host.get("ExtraHosts") or ():
         name, _, address = str(line).partition("=" if "=" in str(line) else ":")
@@ -191,63 +239,57 @@ def _sandbox(body: Json, host: Json) -> SandboxSpec:
         hosts=hosts,
         sysctls={str(key): str(value) for key, value in (host.get("Sysctls") or {}).items()},
         host_ipc=ipc == "host",
+        no_shm=ipc == "none",
+        shareable_ipc=ipc == "shareable",
+        host_uts=uts == "host",
+        domain=str(body.get("Domainname") or ""),
+        cgroup_parent=str(host.get("CgroupParent") or ""),
+        mac=_mac(body),
         shm_bytes=int(host.get("ShmSize") or 0),
         host_pid=pid == "host",
-    )
-
-
-def _security(options: Sequence[str]) -> dict[str, str]:
-    found = {"no-new-privileges": "false", "seccomp": "default"}
-    for option in options:
-        name, _, value = str(option).partition("=" if "=" in str(option) else ":")
-        if name == "no-new-privileges":
-            found[name] = value or "true"
-        elif name == "seccomp" and value in ("unconfined", "builtin", "default"):
-            found[name] = value
-        elif (name, value) not in (("label", "disable"), ("apparmor", "unconfined")):
-            raise Unsupported(f"HostConfig.SecurityOpt {option!r} is not supported by wherry")
-    return found
-
-
-def read_limits(host: Json) -> Limits:
-    """Read the limits of a HostConfig. Raises BadRequest."""
-    nano = int(host.get("NanoCpus") or host.get("NanoCPUs") or 0)
-    period = int(host.get("CpuPeriod") or 100_000)
-    quota = int(host.get("CpuQuota") or 0) or (nano * period // 1_000_000_000)
-    pids, swap = host.get("PidsLimit"), int(host.get("MemorySwap") or 0)
-    memory = int(host.get("Memory") or 0)
-    if memory and memory < 6 * 1024 * 1024:
-        raise BadRequest("Minimum memory limit allowed is 6MB")
-    if swap > 0 and not memory:
-        raise BadRequest("You should always set the Memory limit when using Memoryswap limit, see usage")
-    if swap > 0 and swap < memory:
-        raise BadRequest("Minimum memoryswap limit should be larger than memory limit, see usage")
-    return Limits(
-        cpu_quota_us=quota or None,
-        cpu_period_us=period,
-        cpu_shares=int(host.get("CpuShares") or 0) or None,
-        memory_bytes=memory or None,
-        memory_swap_bytes=swap or None,
-        pids=int(pids) if pids and int(pids) > 0 else None,
-        cpuset_cpus=str(host.get("CpusetCpus") or ""),
-        cpuset_mems=str(host.get("CpusetMems") or ""),
-        memory_reservation_bytes=int(host.get("MemoryReservation") or 0) or None,
-        blkio_weight=int(host.get("BlkioWeight") or 0) or None,
-        io_rates=read_io_rates(host),
+        userns=str(host.get("UsernsMode") or ""),
     )
 
 
 def read_restart(policy: Json) -> str:
     """Read a RestartPolicy. Raises BadRequest."""
-    name = str(policy.get("Name") or "no")
-    if name == "on-failure":
-        most = policy.get("MaximumRetryCount") or 0
-        if not isinstance(most, int) or most < 0:
-            raise BadRequest(f"HostConfig.RestartPolicy.MaximumRetryCount: {most!r} is not a number of times")
-        return f"on-failure:{most}"
-    if name not in ("no", "always", "unless-stopped"):
-        raise BadRequest(f"invalid restart policy: {name!r}")
-    return name
+    name, most = str(policy.get("Name") or "no"), policy.get("MaximumRetryCount") or 0
+    if name not in ("no", "always", "unless-stopped", "on-failure"):
+        raise BadRequest(
+            f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        )
+    if not isinstance(most, int):
+        raise BadRequest(f"HostConfig.RestartPolicy.MaximumRetryCount: {most!r} is not a number of times")
+    if most and name != "on-failure":
+        hint = " and cannot be negative" if most < 0 else ""
+        raise BadRequest(f"invalid restart policy: maximum retry count can only be used with 'on-failure'{hint}")
+    if most < 0:
+        raise BadRequest("invalid restart policy: maximum retry count cannot be negative")
+    return f"on-failure:{most}" if name == "on-failure" else name
+
+
+def _mac(body: Json) -> str:
+    """Read the hardware address: the container's, or (since 1.44) that of its place on the default network."""
+    endpoints = (body.get("NetworkingConfig") or {}).get("EndpointsConfig") or {}
+    places = [endpoints.get(name) or {} for name in ("default", "bridge")]
+    own, *others = (str(each.get("MacAddress") or "") for each in (body, *places))
+    if own and any(other and other != own for other in others):
+        raise BadRequest(
+            "conflicting MAC address specified: the container-wide MAC address and that of the endpoint must be the same"
+        )
+    return check_mac(own or next((other for other in others if other), ""))
+
+
+def _asked(body: Json, host: Json) -> Json:
+    """Keep what is shown again as it was written, where the engine's own values say it in other words."""
+    kept = {name: value for name, value in host.items() if name in ECHOED and not _is_empty(value)}
+    return {"Config": {name: body[name] for name in ECHOED_CONFIG if body.get(name)}, "HostConfig": kept}
+
+
+def named_as(body: Json, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Write fields as we know them: Docker takes them in any case, and docker-py sends `detachKeys`."""
+    names = {name.lower(): name for name in known}
+    return {name if name in known else names.get(name.lower(), name): value for name, value in body.items()}
 
 
 def exec_spec(body: Json) -> ExecSpec:

@@ -1,14 +1,18 @@
 """Docker's streams: multiplexed frames, and a client joined to a process over a hijacked connection."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Protocol
 
-from wherry.clock import rfc3339_nano
 from wherry.doors.docker.keys import DetachKeys
-from wherry.engine.types import LogLine, Session
-from wherry.errors import WherryError
+from wherry.engine.types import Session
+from wherry.errors import BadRequest, WherryError
+from wherry.wire.http import Request, Response
 from wherry.wire.streams import Stream
+
+RAW = "application/vnd.docker.raw-stream"
+MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 
 KINDS = {"stdin": 0, "stdout": 1, "stderr": 2}
 READ_BYTES = 32 * 1024
@@ -21,8 +25,44 @@ def frame(stream: str, data: bytes) -> bytes:
     return bytes((KINDS[stream], 0, 0, 0)) + len(data).to_bytes(4, "big") + data
 
 
+class Pipe(Protocol):
+    """A client's connection, both ways: a hijacked one, or a WebSocket."""
+
+    async def read(self, n: int = ...) -> bytes:
+        """Return what it sends next; b"" at its end."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send; waits while it does not read. Raises ConnectionError when it has gone."""
+        ...
+
+    async def finish(self, linger_s: float) -> None:
+        """End our side, and let it close."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+def hijacked(request: Request, talk: Callable[[Stream], Awaitable[None]], *, tty: bool) -> Response:
+    """Take the connection over: 101 for a client that asks for an upgrade, 200 for one that does not."""
+    headers = {"Content-Type": RAW if tty else MULTIPLEXED}
+    if request.upgrade:
+        return Response.upgrade({**headers, "Connection": "Upgrade", "Upgrade": "tcp"}, talk)
+    return Response.upgrade(headers, talk, status=200)
+
+
+def read_size(request: Request) -> tuple[int, int]:
+    """Read the size of a terminal: (rows, columns). Raises BadRequest."""
+    rows, columns = request.first("h") or "", request.first("w") or ""
+    if not all(each.isascii() and each.isdigit() and int(each) < 65536 for each in (rows, columns)):
+        raise BadRequest("resize: h and w are numbers of rows and columns")
+    return int(rows), int(columns)
+
+
 async def join(
-    stream: Stream,
+    stream: Pipe,
     session: Session,
     *,
     tty: bool,
@@ -31,10 +71,14 @@ async def join(
     stderr: bool,
     first: bytes = b"",
     keys: DetachKeys | None = None,
+    raw: bool = False,
+    on_detach: Callable[[], None] | None = None,
 ) -> None:
     """Carry a client's input and a process's output until the process's output ends or the client goes.
 
-    The session is closed at the end; the process is never killed. `keys`, typed, end it too.
+    The session is closed at the end; the process is never killed. `keys`, typed, end it too, and `on_detach` is told.
+    Without a terminal output is framed, unless it is to be `raw`. A client that does not read makes the process wait as
+    soon as what the kernel and our own bounded buffers hold is full: as with Docker, nothing is dropped.
     """
 
     async def inward() -> None:
@@ -46,6 +90,8 @@ async def join(
                 if stdin and data:
                     await session.write(data)
                 if detached:
+                    if on_detach is not None:
+                        on_detach()
                     stream.close()
                     await session.close()
                     return
@@ -59,7 +105,7 @@ async def join(
             await stream.write(first)
         async for name, data in session.output():
             if wanted[name]:
-                await stream.write(data if tty else frame(name, data))
+                await stream.write(data if tty or raw else frame(name, data))
         reader.cancel()
         with suppress(asyncio.CancelledError, ConnectionError, OSError):
             await reader
@@ -72,19 +118,3 @@ async def join(
             await reader
         await session.close()
         stream.close()
-
-
-async def log_pieces(
-    lines: AsyncIterator[LogLine], *, tty: bool, stdout: bool, stderr: bool, timestamps: bool, until: float
-) -> AsyncIterator[bytes]:
-    """A log as Docker sends it."""
-    fresh = True
-    async for line in lines:
-        if until and line.time > until:
-            return
-        if (line.stream == "stdout" and stdout) or (line.stream == "stderr" and stderr):
-            data = line.data
-            if timestamps and fresh:
-                data = rfc3339_nano(line.time).encode() + b" " + data
-            fresh = not line.partial
-            yield data if tty else frame(line.stream, data)

@@ -82,6 +82,7 @@ class Volumes:
                 continue
             gone.append(each.name)
         await self._engine.empty_trash()
+        self._engine.tell("volume", "prune", "", {"reclaimed": str(freed)})
         return Response.json({"VolumesDeleted": gone, "SpaceReclaimed": freed})
 
 
