@@ -5,8 +5,8 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python
 BIN := .venv/bin
 APT_RUN := crun conmon runc nftables libnftables1 catatonit golang-github-containers-common busybox-static iproute2 \
 	python3-venv ca-certificates
-APT_TEST := skopeo docker.io docker-compose iptables postgresql
-APT_BENCH := etcd-server podman
+APT_TEST := skopeo docker.io docker-compose iptables podman postgresql
+APT_BENCH := buildah etcd-server mmdebstrap
 
 .PHONY: setup demo up test check bench soak docs apt-run apt-test apt-bench clean
 
@@ -37,7 +37,7 @@ up: setup
 test: setup apt-test
 	@$(BIN)/python -m pytest
 
-soak: setup apt-test
+soak: setup apt-test apt-bench
 	@$(BIN)/python -m pytest -m soak -o addopts="-q --strict-markers --import-mode=importlib" --budget=off
 
 check: setup

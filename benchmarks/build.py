@@ -1,8 +1,9 @@
 """Builds by the command line beside dockerd's classic builder and buildah, in turns, on the same files.
 
-Run as root: `python benchmarks/build.py [ROUNDS]`. `wherry build` and the stock docker client (DOCKER_BUILDKIT=0) ask an engine of our own,
-the same docker client a dockerd, and buildah builds by itself; all have their own state below a temporary directory.
-Medians; the last columns are theirs by `wherry build`'s. The last rows say how much of the processors ten independent stages used.
+Run as root: `python benchmarks/build.py [ROUNDS]`. `wherry build` and the stock docker client (DOCKER_BUILDKIT=0; `docker>w`)
+ask an engine of our own, the same docker client a dockerd, and buildah builds by itself; all have their own state below a
+temporary directory. Medians; the last columns are theirs by `wherry build`'s. The last row says how much of the processors
+was in use while ten independent stages were built.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wherry.clock import machine
+from wherry.host import mounts
 
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "/bin/busybox")
 WHERRY = str(Path(sys.executable).parent / "wherry")
@@ -56,13 +58,15 @@ async def ours(base: Path) -> AsyncGenerator[dict[str, Build]]:
     """An engine of our own, asked by our command and by docker's."""
     socket = base / "docker.sock"
     serve = [WHERRY, "engine", "serve", "--root", str(base / "root"), "--socket", str(socket)]
-    async with process(serve, base / "log", socket):
-        environment = os.environ | {"DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "0"}
-        yield {
-            "wherry": client([WHERRY, "build", "--network=none", "-q"], environment),
-            "docker>w": client(["docker", "build", "--network=none", "-q"], environment),
-        }
-    await command([WHERRY, "down", "--purge", "--root", str(base / "root")], dict(os.environ), check=False)
+    try:
+        async with process(serve, base / "log", socket):
+            environment = os.environ | {"DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "0"}
+            yield {
+                "wherry": client([WHERRY, "build", "--network=none", "-q"], environment),
+                "docker>w": client(["docker", "build", "--network=none", "-q"], environment),
+            }
+    finally:
+        await command([WHERRY, "down", "--purge", "--root", str(base / "root")], dict(os.environ), check=False)
 
 
 @asynccontextmanager
@@ -80,9 +84,13 @@ async def dockerd(base: Path) -> AsyncGenerator[dict[str, Build]]:
 
 @asynccontextmanager
 async def buildah(base: Path) -> AsyncGenerator[dict[str, Build]]:
-    """buildah with its own storage."""
+    """buildah with its own storage, and runc: with crun it refuses hybrid cgroups."""
     storage = ["--root", str(base / "root"), "--runroot", str(base / "run"), "--storage-driver=overlay"]
-    yield {"buildah": client(["buildah", *storage, "bud", "--layers", "--network=none", "-q"], dict(os.environ))}
+    argv = ["buildah", *storage, "bud", "--runtime=runc", "--layers", "--network=none", "-q"]
+    try:
+        yield {"buildah": client(argv, dict(os.environ))}
+    finally:
+        mounts.unmount_below(str(base))  # its storage stays mounted, and a container where it was killed
 
 
 @asynccontextmanager

@@ -10,15 +10,15 @@ HERE = Path(__file__).parent
 
 BUDGET_S = {
     "api": 90,
-    "builder": 60,
+    "builder": 120,
     "cli": 60,
     "client": 30,
     "content": 45,
     "controllers": 60,
     "daemon": 90,
     "docs": 60,
-    "doors": 90,
-    "engine": 120,
+    "doors": 150,
+    "engine": 180,
     "ground": 20,
     "history": 20,
     "host": 45,

@@ -205,6 +205,8 @@ async def test_a_pod_on_a_node_gets_its_grace(start: Start) -> None:
     assert later["deletionGracePeriodSeconds"] == 40  # a deletion is never put off
     sooner = (await api.ask("DELETE", f"{NS}/pods/p?gracePeriodSeconds=5")).json["metadata"]
     assert parse_rfc3339(sooner["deletionTimestamp"]) == clock.now() + 5
+    for wrong in ("%C2%B2", "--5", "-", "1.5"):
+        assert (await api.ask("DELETE", f"{NS}/pods/p?gracePeriodSeconds={wrong}")).status == 400, wrong
     assert (await api.ask("DELETE", f"{NS}/pods/p?gracePeriodSeconds=0")).status == 200
     assert (await api.ask("GET", f"{NS}/pods/p")).status == 404
 

@@ -143,7 +143,8 @@ GOOD = (
     ),
     Good(
         "ADD of git repositories",
-        S + "ADD https://a.example/b.git#v1:sub git@a.example:b/c.git /c/\nADD --keep-git-dir --checksum=0123456 git://a/b /d\n",
+        S
+        + "ADD https://a.example/b.git#v1:sub git@a.example:b/c.git /c/\nADD --keep-git-dir --checksum=0123456 git://a/b /d\n",
         (
             "ADD https://a.example/b.git#v1:sub git@a.example:b/c.git /c/",
             "ADD --keep-git-dir=true --checksum=0123456 git://a/b /d",
@@ -216,10 +217,18 @@ GOOD = (
 )
 
 BAD = (
-    Bad("ADD of the builder's own repository", S + "ADD file:///a/b.git /c\n", 2, "is no part of the build", "file:///a/b.git"),
+    Bad(
+        "ADD of the builder's own repository",
+        S + "ADD file:///a/b.git /c\n",
+        2,
+        "is no part of the build",
+        "file:///a/b.git",
+    ),
     Bad("ADD of a reference that is none", S + "ADD https://a.example/b.git#-x /c\n", 2, "no name of a branch"),
     Bad("ADD of git with a word that is none", S + "ADD https://a.example/b.git?depth=1 /c\n", 2, "'depth' is none of"),
-    Bad("a commit that is none", S + "ADD --checksum=main https://a.example/b.git /c\n", 2, "7 to 64 hex digits", "main"),
+    Bad(
+        "a commit that is none", S + "ADD --checksum=main https://a.example/b.git /c\n", 2, "7 to 64 hex digits", "main"
+    ),
     Bad(
         "ADD --keep-git-dir",
         S + "ADD --keep-git-dir=true a /c\n",

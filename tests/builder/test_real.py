@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.engine.boxes import BUSYBOX, Place, run
@@ -10,6 +11,8 @@ from tests.engine.boxes import BUSYBOX, Place, run
 from wherry.builder.progress import BuildEvent
 from wherry.builder.service import Builder, Wanted
 from wherry.clock import RealClock
+from wherry.content.unpack import Unpacked
+from wherry.content.unpack_child import unpack
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import ContainerSpec, SandboxSpec
 from wherry.errors import Invalid
@@ -84,6 +87,32 @@ async def test_an_image_is_built_and_runs(yard: tuple[Builder, LocalEngine, Path
     assert changed.id != image.id
     _, text = await run(engine, replace(made, image="web:3"))
     assert text.splitlines()[0] == "moin from /src"
+
+
+async def test_what_a_step_wrote_is_stood_on_as_it_is(
+    yard: tuple[Builder, LocalEngine, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No layer of a RUN is unpacked for the steps after it; one whose names a layer would read otherwise is."""
+    builder, _, context = yard
+    unpacked: list[str] = []
+
+    async def counted(blob: Path, target: Path, **more: Any) -> Unpacked:
+        done = await unpack(blob, target, **more)
+        unpacked.append(done.diff_id)
+        return done
+
+    monkeypatch.setattr("wherry.engine.snapshots.unpack", counted)
+    head = 'FROM scratch\nCOPY busybox /bin/\nRUN ["/bin/busybox", "--install", "-s", "/bin"]\n'
+    (context / "Dockerfile").write_text(
+        f"{head}RUN echo a > /a && mkdir /d && touch /d/x\nRUN rm -r /d /a && mkdir /d\nRUN ls /d > /l\n"
+    )
+    image = await builder.build(context, tags=["web:1"])
+    diff_ids = image.config["rootfs"]["diff_ids"]
+    assert unpacked == [diff_ids[0]]
+    (context / "Dockerfile").write_text(f"{head}RUN touch /.wh.bin\nRUN true\n")
+    with pytest.raises(Invalid, match="/bin/sh cannot be run"):  # as anybody finds it who pulls the image
+        await builder.build(context)
+    assert len(unpacked) == 2
 
 
 async def test_a_command_that_fails_leaves_nothing(yard: tuple[Builder, LocalEngine, Path]) -> None:

@@ -167,7 +167,9 @@ async def test_a_secret_is_seen_by_its_step_and_kept_nowhere(yard: Yard, tmp_pat
     )
     with pytest.raises(Invalid, match="Dockerfile:2: RUN --mount: the secret 'token' is required"):
         await yard.want(text)
-    image = await yard.want(text, secrets={"token": SECRET}, cache_to=[CachePlace("local", str(tmp_path / "cache"), whole=True)])
+    image = await yard.want(
+        text, secrets={"token": SECRET}, cache_to=[CachePlace("local", str(tmp_path / "cache"), whole=True)]
+    )
     assert yard.engine.saw == [{"/run/secrets/token": SECRET}, {"/etc/t": SECRET, "$TOKEN": SECRET}]
     again = await yard.want(text, secrets={"token": b"another value"})
     assert again.id == image.id  # a secret is in no key

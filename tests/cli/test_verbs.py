@@ -13,10 +13,12 @@ import pytest
 
 from tests.doors.conftest import Done, busybox_archive
 from wherry.clock import machine
+from wherry.content.oci import this_platform
 from wherry.testing import Cluster
 from wherry.wire.blocking import request
 
 pytestmark = pytest.mark.root
+HERE = this_platform()
 PROGRAM = [sys.executable, "-m", "wherry.cli.main"]
 
 
@@ -102,6 +104,18 @@ def test_images(wherry: Wherry) -> None:
     assert f"{wherry.registry}/cli" in wherry("images").out
     wherry("rmi", name)
     assert "No such image" in wherry("rmi", name, code=1).err
+    repository, other = name.rpartition(":")[0], f"{wherry.registry}/cli:2"
+    wherry("tag", "web:1", other)
+    assert wherry("push", "-q", "--platform", f"linux/{HERE.architecture}", other).out == f"{other}\n"
+    wherry("rmi", other)
+    assert "wanted linux/s390x" in wherry("pull", "--platform", "linux/s390x", name, code=1).err
+    assert "--all-tags" in wherry("pull", "-a", name, code=2).err
+    assert wherry("pull", "-q", "-a", repository).out == f"{repository}\n"
+    shown = wherry("images", "--digests", "-f", f"reference={repository}:2").out.splitlines()
+    assert (len(shown), shown[1].split()[:2]) == (2, [repository, "2"])
+    assert shown[1].split()[2].startswith("sha256:")
+    assert wherry("pull", "-q", name).out == f"{name}\n"
+    wherry("rmi", name, other)
 
 
 def test_build(wherry: Wherry, tmp_path: Path) -> None:

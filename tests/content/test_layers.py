@@ -258,6 +258,36 @@ async def test_later_entries_replace_earlier_ones_and_links_keep_what_they_had(t
     assert (target / "twice").read_bytes() == b"2"
 
 
+async def test_a_hard_link_takes_the_place_of_a_directory_or_a_link(tmp_path: Path) -> None:
+    """What it goes through may lead elsewhere then, so every directory is opened anew; its own, too."""
+    rows: list[Row] = [
+        ("d/f", FILE, b"first"),
+        ("x/sub/below", FILE, b"gone"),
+        ("x/link", SYMLINK, "sub"),
+        ("x/link", LINK, "d/f"),
+        ("x/sub", LINK, "d/f"),
+    ]
+    target = tmp_path / "t"
+    target.mkdir()
+    await unpack(put(tmp_path, tar(rows)), target)
+    assert (target / "x/link").read_bytes() == b"first"
+    assert not (target / "x/link").is_symlink()
+    assert (target / "x/sub").samefile(target / "d/f")
+
+
+async def test_more_directories_than_are_kept_open_and_deeper_ones(tmp_path: Path) -> None:
+    deep = "/".join("abcdefghij" * 12)
+    wide = [f"w{number}/in/{number % 3}" for number in range(300)]
+    rows: list[Row] = [(f"{path}/f", FILE, path.encode()) for path in (*wide, deep, *wide[:5])]
+    rows += [(f"{path}/same", LINK, f"{other}/f") for path, other in zip([*wide, deep], [deep, *wide], strict=True)]
+    target = tmp_path / "t"
+    target.mkdir()
+    await unpack(put(tmp_path, tar(rows)), target)
+    for path, other in zip([*wide, deep], [deep, *wide], strict=True):
+        assert (target / path / "f").read_bytes() == path.encode()
+        assert (target / path / "same").samefile(target / other / "f")
+
+
 async def test_frames_that_other_formats_append_are_plain_layers(tmp_path: Path) -> None:
     """zstd:chunked ends with skippable frames, eStargz is many gzip members with an index file in the last ones."""
     data = tar([("f", FILE, os.urandom(300_000))])
@@ -344,6 +374,26 @@ async def test_the_same_files_make_the_same_layer(tmp_path: Path, content: Local
             (root / name).write_text(name)
         made.append((await pack_directory(content, root, lease="", mtime=0)).digest)
     assert made[0] == made[1]
+
+
+async def test_what_does_not_become_smaller_is_stored(tmp_path: Path, content: LocalContent) -> None:
+    """Between what does: any reader of gzip has the same bytes, and the same files give the same layer."""
+    dense, thin = os.urandom(3_500_000), b"so much the same " * 200_000
+    for number, data in enumerate((thin, dense, thin, dense, b"", thin[:70_000], dense[:600_000])):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / f"files/{number}").write_bytes(data)
+    layer = await pack_directory(content, tmp_path / "files", lease="", mtime=0)
+    packed = content.path(layer.digest).read_bytes()
+    plain = gzip.decompress(packed)
+    assert digest_of(plain) == layer.diff_id
+    assert any(dense[start : start + 20_000] in packed for start in (2_000_000, 2_025_000))  # no block begins in both
+    assert len(packed) < 2 * len(dense) + len(dense[:600_000]) + 500_000
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    assert unpack_here(content.path(layer.digest), target).diff_id == layer.diff_id
+    assert (target / "3").read_bytes() == dense
+    again = await pack_directory(content, tmp_path / "files", lease="", mtime=0)
+    assert again.digest == layer.digest
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from tests.content.test_transfer import Odd, address, image, odd
 
 from wherry.clock import VirtualClock, machine
 from wherry.content.arrivals import Arrivals
+from wherry.content.credentials import Credentials
 from wherry.content.local import LocalContent
 from wherry.content.protocol import Digest
 from wherry.content.push import push
-from wherry.content.remote import Credentials, Remote
+from wherry.content.remote import Remote
 from wherry.content.steps import Progress, Step
 from wherry.content.transfer import pull
 from wherry.errors import Damaged, Unauthorized, Unavailable

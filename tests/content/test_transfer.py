@@ -18,12 +18,13 @@ from tests.content.images import FILE, Sample, sample, tar
 
 from wherry.clock import VirtualClock
 from wherry.content import remote as remote_module
+from wherry.content.credentials import Credentials
 from wherry.content.digests import digest_of
 from wherry.content.local import LocalContent
 from wherry.content.oci import OCI_INDEX, OCI_MANIFEST
 from wherry.content.protocol import Digest
 from wherry.content.push import push
-from wherry.content.remote import Credentials, Remote
+from wherry.content.remote import Remote
 from wherry.content.steps import Step
 from wherry.content.transfer import pull
 from wherry.errors import BadRequest, Damaged, Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable

@@ -316,3 +316,38 @@ def test_a_unit_for_systemd_names_the_options(tmp_path: Path) -> None:
     assert line.endswith(f"engine serve --root {tmp_path} --tcp 0.0.0.0:2376")
     assert "Type=notify" in done.stdout
     assert "KillMode=process" in done.stdout
+
+
+def layers_in(pile: Path) -> dict[str, int]:
+    """The blobs that are no documents, with their inodes: a layer that was sent would be another file."""
+    return {
+        each.name: each.stat().st_ino for each in pile.rglob("*") if each.is_file() and each.stat().st_size > 100_000
+    }
+
+
+def test_a_registry_on_the_same_root_has_the_engines_images(engine: Engine) -> None:
+    """Push and pull between the two by name, as anybody does: the blobs are one pile, and only manifests are told of."""
+    pile = engine.root / "content" / "blobs"
+    argv = [*engine.argv, "registry", "serve", "--root", str(engine.root), "--listen", "127.0.0.1:0"]
+    registry = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert registry.stdout is not None
+    try:
+        address = registry.stdout.readline().split()[1].removeprefix("http://")
+        name = f"localhost:{address.rpartition(':')[2]}/shop/web:1"
+        before = layers_in(pile)
+        assert before
+        engine.docker("tag", "web:1", name)
+        assert "digest: sha256:" in engine.docker("push", name)
+        engine.docker("rmi", name)
+        assert "Downloaded newer image" in engine.docker("pull", name)
+        assert engine.docker("run", "--rm", name, "echo", "hi") == "hi\n"
+        assert layers_in(pile) == before
+        engine.docker("rmi", name)
+    finally:
+        registry.terminate()
+        registry.stdout.close()
+        registry.wait(20)
+    assert not (engine.root / "registry-address").exists()
+    engine.docker("tag", "web:1", name)
+    assert "cannot be reached" in engine.docker("push", name, code=1)
+    engine.docker("rmi", name)

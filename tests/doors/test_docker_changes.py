@@ -28,7 +28,10 @@ def test_pause_and_what_a_paused_container_does(newest: Docker) -> None:
     newest("start", "web")
     newest("pause", "web")
     newest("rm", "-f", "web")
-    assert "is not running" in newest("pause", newest("create", "web:1", "true").out.strip(), code=1).err
+    idle = newest("create", "web:1", "true").out.strip()
+    assert "is not running" in newest("pause", idle, code=1).err
+    assert "is not paused" in newest("unpause", idle, code=1).err
+    assert "Invalid signal: NOPE" in newest("kill", "-s", "NOPE", idle, code=1).err
 
 
 def test_a_new_name(newest: Docker) -> None:
@@ -55,14 +58,21 @@ def test_limits_change_while_it_runs(newest: Docker) -> None:
 
 
 def test_top_and_diff(newest: Docker) -> None:
-    newest("run", "-d", "--name", "web", "web:1", "sh", "-c", "echo a > /tmp/new; rm /etc/passwd; sleep 100")
+    newest("run", "-dt", "--name", "web", "web:1", "sh", "-c", "echo a > /tmp/new; rm /etc/passwd; sleep 100")
     while "/etc/passwd" not in newest("diff", "web").out:
         machine.pause(0.02)
     assert sorted(newest("diff", "web").out.splitlines()) == ["A /tmp/new", "C /etc", "C /tmp", "D /etc/passwd"]
     lines = newest("top", "web").out.splitlines()
     assert lines[0].split()[:3] == ["UID", "PID", "PPID"]
     assert any("sleep 100" in line for line in lines[1:])
-    assert newest("top", "web", "-o", "pid,comm").out.splitlines()[0].split() == ["PID", "COMMAND"]
+    titles, *rows = newest("top", "web", "-o", "pid,comm").out.splitlines()
+    assert titles.split() == ["PID", "COMMAND"]
+    assert [row.split()[1] for row in rows] == ["sleep"]  # by itself ps would list only those without a terminal
+    assert newest("ps", "--no-trunc", "--format", "{{.Command}}").out.startswith("\"sh -c 'echo a > /tmp/new;")
+    assert "COMMAND" in newest("top", "web", "f").out  # ps refuses this one together with a choice of processes
+    said = newest("top", "web", "-o", "nothing", code=1).err
+    assert 'ps: error: unknown user-defined format specifier "nothing"' in said
+    assert "Usage" not in said
     assert "no column PID" in newest("top", "web", "-o", "comm", code=1).err
     assert newest("diff", newest("create", "web:1", "true").out.strip()).out == ""
 

@@ -24,8 +24,14 @@ def test_what_people_ask_of_it(web: Docker) -> None:
     done = web("exec", "-u", "app", "-w", "/tmp", "-e", "A=there", "web", "sh", "-c", script, code=3)
     assert (done.out, done.err) == ("1000\n/tmp\nthere inside\n", "bad\n")
     assert web("exec", "-i", "web", "wc", "-c", input="x" * 100_000).out.strip() == "100000"
-    assert "no-such" in web("exec", "web", "no-such", code=127).out + web("exec", "web", "no-such", code=127).err
-    web("exec", "web", "/etc/passwd", code=126)
+    began = "OCI runtime exec failed: exec failed: unable to start container process: exec: "
+    for command, code, why in (
+        ("no-such", 127, "executable file not found in $PATH"), ("/no/such", 127, "stat /no/such: no such file or directory"),
+        ("/etc/passwd", 126, "permission denied"),
+    ):  # fmt: skip
+        done = web("exec", "web", command, code=code)
+        assert (done.out, done.err) == ("", f'{began}"{command}": {why}\n'), "once, and in words that scripts look for"
+    assert web("exec", "-t", "web", "no-such", code=127).out.count("no-such") == 1
     assert "nobody-here" in web("exec", "-u", "nobody-here", "web", "true", code=126).out
     held = [web("exec", *words, "web", "sh", "-c", "cat /proc/self/status").out for words in ((), ("--privileged",))]
     masks = [int(re.findall("CapEff:\\s*(\\S+)", each)[0], 16) for each in held]

@@ -50,6 +50,9 @@ def test_health_comes_and_goes(newest: Docker) -> None:
     until(newest, "slow", "{{.State.Health.Status}}", "unhealthy")
     assert "exceeded timeout" in newest("inspect", "-f", "{{(index .State.Health.Log 0).Output}}", "slow").out
     assert "1ms" in newest("create", "--health-cmd", "true", "--health-interval", "1us", "web:1", code=1).err
+    id = newest("create", "--health-cmd", "true", "--health-retries", "2", "web:1").out.strip()
+    own = json.loads(newest("inspect", id).out)[0]["Config"]["Healthcheck"]
+    assert own == {"Test": ["CMD-SHELL", "true"], "Retries": 2}  # what was asked for, and not our defaults
     id = newest("create", "--no-healthcheck", "web:1").out.strip()
     assert "Healthcheck" not in json.loads(newest("inspect", id).out)[0]["Config"]
 

@@ -50,6 +50,8 @@ CREATE = "/v1.41/containers/create"
             "invalid user namespace mode",
         ),
         ("POST", CREATE, {"Image": "web:1", "Colour": "red"}, 501, "Colour"),
+        ("POST", CREATE, {"Image": "web:1", "Runtime": "none-such"}, 400, "none-such"),
+        ("POST", "/networks/bridge/connect", {"Container": "x", "EndpointConfig": {"Links": ["a:b"]}}, 501, "Links"),
         ("POST", CREATE + "?name=a%20b", {"Image": "web:1"}, 400, "a b"),
         ("POST", CREATE + "?platform=linux/s390x", {"Image": "web:1"}, 404, "s390x"),
         ("GET", "/v1.99/containers/json", None, 400, "too new"),

@@ -32,6 +32,33 @@ def test_stats(newest: Docker) -> None:
     assert json.loads(newest("stats", "--no-stream", "--format", "{{json .}}", "web").out)["PIDs"] == "0"
 
 
+def test_the_numbers_of_stats_are_the_kernels(newest: Docker) -> None:
+    """Memory and its limit, CPU and its throttling, what is written, and each interface by its name."""
+    script = (
+        "dd if=/dev/zero of=/dev/shm/x bs=1M count=24; busybox nslookup boat.invalid; touch /ready; while :; do :; done"
+    )
+    newest("run", "-d", "--name", "web", "-m", "64m", "--cpus", "0.2", "--pids-limit", "9", "web:1", "sh", "-c", script)
+    newest("exec", "web", "sh", "-c", "while ! ls /ready 2>/dev/null; do sleep 0.02; done; sleep 0.3")
+    found = call(newest, "GET", "/containers/web/stats?stream=0&one-shot=1").json
+    memory, cpu, eth0 = found["memory_stats"], found["cpu_stats"], found["networks"]["eth0"]
+    assert memory["limit"] == 64 << 20
+    assert 24 << 20 <= memory["usage"] < 64 << 20
+    assert cpu["cpu_usage"]["total_usage"] > 10_000_000
+    assert cpu["cpu_usage"]["usage_in_usermode"] > 0
+    assert cpu["throttling_data"]["throttled_periods"] >= 1
+    assert cpu["throttling_data"]["throttled_time"] > 0
+    assert cpu["system_cpu_usage"] > cpu["cpu_usage"]["total_usage"]
+    assert (found["pids_stats"]["current"], found["pids_stats"]["limit"]) == (1, 9)
+    assert list(found["networks"]) == ["eth0"]
+    own = newest("exec", "web", "cat", "/proc/net/dev").out.split("eth0:")[1].split()
+    assert 1 <= eth0["tx_packets"] <= int(own[9])
+    assert 1 <= eth0["rx_packets"] <= int(own[1])
+    assert 40 <= eth0["tx_bytes"] <= int(own[8])
+    later = call(newest, "GET", "/containers/web/stats?stream=0").json
+    assert later["preread"] > found["read"]
+    assert later["cpu_stats"]["cpu_usage"]["total_usage"] > later["precpu_stats"]["cpu_usage"]["total_usage"]
+
+
 def test_events_of_the_past(newest: Docker) -> None:
     began = machine.now()
     newest("run", "--name", "teller", "-l", "a=b", "web:1", "true")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.doors.conftest import Docker
 from wherry.doors.docker import versions
+from wherry.doors.docker.system import security_options
 from wherry.testing import Cluster
 from wherry.wire.blocking import request
 from wherry.wire.http import Response
@@ -111,6 +112,11 @@ def test_info_is_complete_and_as_old_as_who_asks(loaded: Cluster) -> None:
     assert at_24["ExecutionDriver"] == "<not supported>"
 
 
+def test_info_says_what_keeps_containers_apart() -> None:
+    assert security_options(1, is_remapped=False) == ["name=seccomp,profile=default"]
+    assert security_options(2, is_remapped=True) == ["name=seccomp,profile=default", "name=userns", "name=cgroupns"]
+
+
 def test_the_stock_client_shows_the_engine_and_warns_of_nothing_untrue(docker: Docker) -> None:
     shown = docker("info")
     for line in ("Storage Driver: overlay2", "Default Runtime: crun", "Live Restore Enabled: true", "Swarm: inactive"):
@@ -200,3 +206,20 @@ def test_an_old_client_of_the_cli_negotiates(newest: Docker) -> None:
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert (done.returncode, len(done.stdout.split())) == (0, 1), done.stderr
+
+
+def test_inspect_names_a_containers_files_and_its_namespace(newest: Docker) -> None:
+    """Scripts look for them there, and clients older than 1.52 for the default network's fields beside the networks."""
+    newest("run", "-d", "--name", "web", "-h", "boat_1", "web:1", "sleep", "100")
+    shown = json.loads(newest("inspect", "web").out)[0]
+    assert Path(shown["HostnamePath"]).read_text() == "boat_1\n"
+    assert "boat_1" in Path(shown["HostsPath"]).read_text()
+    assert "nameserver" in Path(shown["ResolvConfPath"]).read_text()
+    own = shown["NetworkSettings"]
+    process = os.stat(f"/proc/{shown['State']['Pid']}/ns/net")
+    assert os.stat(own["SandboxKey"]).st_ino == process.st_ino
+    for name in ("EndpointID", "GlobalIPv6Address", "GlobalIPv6PrefixLen", "IPv6Gateway", "MacAddress", "Gateway"):
+        assert own[name] == own["Networks"]["bridge"][name]
+    assert (own["HairpinMode"], own["SecondaryIPAddresses"], own["LinkLocalIPv6PrefixLen"]) == (False, None, 0)
+    newest("stop", "-t", "0", "web")
+    assert json.loads(newest("inspect", "web").out)[0]["NetworkSettings"]["SandboxKey"] == ""

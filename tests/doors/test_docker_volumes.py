@@ -62,6 +62,8 @@ def test_anonymous_volumes_go_with_their_container(newest: Docker) -> None:
     assert newest("volume", "ls", "-q").out == f"{first['Name']}\n"
     newest("rm", "two")
     assert newest("volume", "ls", "-qf", "dangling=true").out == f"{first['Name']}\n"
+    for noun in ("volume", "network", "image"):
+        assert "invalid filter 'dangling=maybe'" in newest(noun, "ls", "-f", "dangling=maybe", code=1).err
     assert first["Name"] in newest("volume", "prune", "-f").out
     assert newest("volume", "ls", "-q").out == ""
 

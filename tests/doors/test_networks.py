@@ -314,7 +314,7 @@ def test_networks_are_found_and_pruned_by_filters(last: Docker) -> None:
     assert names("driver=host") == {"host"}
     assert names("scope=global") == set()
     assert "invalid filter" in docker("network", "ls", "--filter", "colour=red", code=1).err
-    assert docker("network", "prune", "-f", "--filter", "until=1h").out == ""
+    assert docker("network", "prune", "-f", "--filter", "until=1h30m").out == ""
     assert docker("network", "prune", "-f", "--filter", "label!=b").out.split()[-1] == "two"
     assert docker("network", "prune", "-f", "--filter", "label=a").out == ""
     docker("rm", "-f", "used")

@@ -190,7 +190,7 @@ async def test_servers_of_a_containers_own_and_the_machines_name(town: Town) -> 
     async with town.engine() as engine:
         await engine.networks.create(NetworkSpec("front"))
         dns = Dns(["192.0.2.53"], ["lan"], ["timeout:1"])
-        hosts = {"machine": "host-gateway", "far": "198.51.100.9", "farther": "2001:db8::9"}
+        hosts = [("machine", "host-gateway"), ("far", "198.51.100.9"), ("far", "2001:db8::9")]
         sandbox = SandboxSpec("", "web", "user", networks=[Join("front")], dns=dns, hosts=hosts)
         web = await engine.create(spec("/bin/sleep", "1000", name="web", sandbox_spec=sandbox))
         await engine.start(web.id)
@@ -198,13 +198,13 @@ async def test_servers_of_a_containers_own_and_the_machines_name(town: Town) -> 
         gateway = engine.networks.find("front").spec.gateway
         assert text_in(engine, web, "resolv.conf") == f"nameserver {gateway}\nsearch lan\noptions timeout:1\n"
         lines = text_in(engine, web, "hosts").splitlines()
-        assert {f"{gateway}\tmachine", "198.51.100.9\tfar", "2001:db8::9\tfarther"} <= set(lines)
+        assert {f"{gateway}\tmachine", "198.51.100.9\tfar", "2001:db8::9\tfar"} <= set(lines)
         assert await resolve(engine, web, "other") == [other.address]
         assert await resolve(engine, web, "far.example") == ["198.51.100.7"]
         assert await resolve(engine, other, "web") == [(await engine.container(web.id)).address]
     async with town.engine() as engine:
         assert await resolve(engine, web, "further.example") == ["198.51.100.7"]
-        for wrong in (SandboxSpec("", "x", dns=Dns(["nowhere"])), SandboxSpec("", "x", hosts={"a": "b"})):
+        for wrong in (SandboxSpec("", "x", dns=Dns(["nowhere"])), SandboxSpec("", "x", hosts=[("a", "b")])):
             with pytest.raises(Invalid, match="address"):
                 await engine.create(spec("/bin/true", sandbox_spec=wrong))
     transport.close()

@@ -4,7 +4,8 @@ import asyncio
 import gzip
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tests.engine.boxes import Place, put_image, spec, text_of
 
 from wherry.clock import machine
+from wherry.doors.docker.logs import log_pieces
 from wherry.engine import logs, rotation, runs
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import LogLine
@@ -27,7 +29,7 @@ async def collect(path: Path, *, tail: int | None = None, since: float = 0.0) ->
     """Read a log that does not grow."""
     inotify = Inotify()
     try:
-        reading = logs.read(
+        blocks = logs.read(
             str(path),
             5,
             inotify,
@@ -37,9 +39,42 @@ async def collect(path: Path, *, tail: int | None = None, since: float = 0.0) ->
             has_ended=lambda: True,
             ending=lambda _: lambda: None,
         )
-        return [line async for line in reading]
+        return [line async for line in logs.each(blocks)]
     finally:
         inotify.close()
+
+
+async def test_a_long_log_is_read_by_the_block_and_not_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tens of megabytes must not keep others waiting: lines are read and taken apart in a thread, many at once."""
+    path = tmp_path / "log"
+    path.write_text("".join(f"{STAMP} stdout F line {number}\n" for number in range(20000)))
+    threads: set[int] = set()
+    parse = logs.parse
+    monkeypatch.setattr(logs, "parse", lambda line: threads.add(threading.get_ident()) or parse(line))
+    inotify = Inotify()
+    try:
+        blocks = [
+            block
+            async for block in logs.read(
+                str(path), 5, inotify, follow=False, tail=None, since=0.0, has_ended=lambda: True,
+                ending=lambda _: lambda: None,
+            )
+        ]  # fmt: skip
+    finally:
+        inotify.close()
+    assert [line.data for block in blocks for line in block] == [b"line %d\n" % number for number in range(20000)]
+    assert len(blocks) <= path.stat().st_size // logs.READ_BYTES + 1
+    assert threading.get_ident() not in threads
+
+    async def given() -> AsyncIterator[Sequence[LogLine]]:
+        for block in blocks:
+            yield block
+
+    pieces = [piece async for piece in log_pieces(given(), tty=True, stdout=True, stderr=True, timestamps=False)]
+    assert len(pieces) == len(blocks)
+    assert b"".join(pieces) == b"".join(line.data for block in blocks for line in block)
 
 
 def test_a_line_of_the_format() -> None:
@@ -125,9 +160,10 @@ async def test_a_file_compressed_while_it_is_read(tmp_path: Path) -> None:
     path.write_text("2026-01-01T00:00:00.5+00:00 stdout F 0\n")
     ended = False
     inotify = Inotify()
-    reading = logs.read(
+    blocks = logs.read(
         str(path), 5, inotify, follow=True, tail=None, since=0.0, has_ended=lambda: ended, ending=lambda _: lambda: None
     )
+    reading = logs.each(blocks)
     try:
         assert (await anext(reading)).data == b"0\n"
         old = path.read_bytes()

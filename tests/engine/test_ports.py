@@ -7,7 +7,7 @@ from tests.engine.boxes import spec
 from tests.engine.towns import Town, host, town
 
 from wherry.engine.local import LocalEngine
-from wherry.engine.types import Container, SandboxSpec
+from wherry.engine.types import Container, Join, NetworkSpec, SandboxSpec
 from wherry.errors import Conflict
 from wherry.network.types import PortBinding
 
@@ -57,6 +57,22 @@ async def test_a_port_is_held_while_its_container_runs(town: Town) -> None:
         assert await read(8080) == "hello"
         await engine.remove(other.id, force=True)
         await engine.start(web.id)
+        assert await read(8080) == "hello"
+
+
+async def test_ports_are_published_when_an_inner_container_gets_a_way_out(town: Town) -> None:
+    async with town.engine() as engine:
+        await engine.networks.create(NetworkSpec("inner", internal=True))
+        await engine.networks.create(NetworkSpec("outer"))
+        web = await serve(engine, PortBinding(80, host_first=8080), network="user", networks=[Join("inner")])
+        assert web.ports == ()
+        other = await serve(engine, PortBinding(80, host_first=8080))
+        with pytest.raises(Conflict, match="already allocated"):
+            await engine.connect(web.id, Join("outer"))
+        assert [each.name for each in (await engine.container(web.id)).endpoints] == ["inner"]
+        await engine.remove(other.id, force=True)
+        await engine.connect(web.id, Join("outer"))
+        assert [each.host_port for each in (await engine.container(web.id)).ports] == [8080]
         assert await read(8080) == "hello"
 
 

@@ -20,6 +20,7 @@ from wherry.content.local import LocalContent
 from wherry.content.oci import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, Platform, manifest_of
 from wherry.content.protocol import Digest
 from wherry.engine.local import LocalEngine
+from wherry.engine.snapshots import Snapshots
 from wherry.errors import Broken, Conflict, Damaged, Invalid, NotFound
 from wherry.host import mounts
 from wherry.wire.server import Server
@@ -149,6 +150,45 @@ async def test_what_is_pulled_by_digest_is_named_by_it_alone(engine: LocalEngine
         assert await engine.remove_image(far.name("pin:1")) == [
             f"Untagged: {far.name('pin:1')}", f"Untagged: {name}", f"Deleted: {image.id}",
         ]  # fmt: skip
+
+
+async def test_sizes_are_those_of_the_files(engine: LocalEngine, place: Place, far: Far) -> None:
+    """Of a layer that was unpacked; until then that of its blob. A size that a kill kept from being written is counted."""
+    await far.index("size:1", [await far.image(HERE, "sized", more=bytes(500_000))])
+    async with cleared(engine):
+        image = await engine.pull(far.name("size:1"))
+        expected = len(Path(BUSYBOX).read_bytes()) + len("sized") + 500_000
+        assert (image.size_bytes, tuple(image.layer_bytes)) == (expected, (expected,))
+        shown = (await engine.manifests(far.name("size:1")))[0]
+        assert (shown.unpacked_bytes, shown.content_bytes > expected) == (expected, True)
+        layer = image.config["rootfs"]["diff_ids"][0].removeprefix("sha256:")
+        (place.root / "snapshots" / f"{layer}.size").write_text("")
+        fresh = Snapshots(engine._paths, engine._content, engine._trash)  # pyright: ignore[reportPrivateUsage]
+        assert await fresh.sizes([f"sha256:{layer}", f"sha256:{'2' * 64}"]) == [expected, -1]
+        assert (place.root / "snapshots" / f"{layer}.size").read_text() == str(expected)
+
+
+async def test_an_unwritable_content_directory_is_said_and_leaves_nothing(far: Far, tmp_path: Path) -> None:
+    await far.index("stuck:1", [await far.image(HERE, "stuck", more=os.urandom(3_000_000))])
+    content = LocalContent.open(tmp_path / "content", clock=RealClock())
+    uploads = str(content.root / "uploads")
+    place = Place(tmp_path / "place")
+    place.base.mkdir()
+    try:
+        async with place.engine(content) as engine:
+            mounts.bind(uploads, uploads, read_only=True)
+            try:
+                with pytest.raises(Broken, match="Read-only file system"):
+                    await engine.pull(far.name("stuck:1"))
+            finally:
+                mounts.unmount(uploads)
+            assert snapshots(place) == {"base"}
+            assert files(content) == set()
+            assert (await engine.pull(far.name("stuck:1"))).size_bytes > 3_000_000
+            await engine.remove_image(far.name("stuck:1"))
+    finally:
+        await content.close()
+    assert place.leftovers() == []
 
 
 async def test_a_layer_that_lies_leaves_nothing(engine: LocalEngine, place: Place, far: Far) -> None:

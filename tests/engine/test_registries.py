@@ -107,6 +107,27 @@ async def test_another_store_gets_the_blobs_too(world: World) -> None:
     await other.close()
 
 
+async def test_a_registry_beside_an_engine_that_stands_alone_gets_and_sends_no_blob(world: World) -> None:
+    """One content store: what is pushed to it and pulled from it are manifests, and only where a name says it."""
+    world.cluster = Registry(world.content)
+    async with Server(world.cluster.handle) as server:
+        await server.start_unix(world.base / "beside")
+        place = f"unix:{world.base}/beside"
+        settings = EngineSettings(beside=lambda domain: place if domain == "localhost:5000" else "")
+        images = Images(world.content, settings, Events(), lambda _: [])
+        digest = await world.make(images, world.content, "web:1")
+        assert world.cluster.asked == []  # unlike a cluster's, it is told of what is pushed to it alone
+        await images.tag("web:1", "localhost:5000/shop/web:2")
+        await images.push("localhost:5000/shop/web:2", None, None)
+        assert world.cluster.tags == {"shop/web:2": digest}
+        assert world.cluster.asked == ["PUT /v2/shop/web/manifests/2"]
+        await images.remove("localhost:5000/shop/web:2", force=False)
+        world.cluster.asked.clear()
+        assert (await images.pull("localhost:5000/shop/web:2", None, None)).digest == digest
+        assert world.cluster.asked
+        assert not [asked for asked in world.cluster.asked if "blobs" in asked]
+
+
 async def test_a_hook_is_told_instead(world: World) -> None:
     told: list[tuple[str, str]] = []
 

@@ -12,7 +12,7 @@ from wherry.clock import machine
 from wherry.engine.local import LocalEngine
 from wherry.engine.spec import MASKED_PATHS
 from wherry.engine.types import ExecSpec, Limits
-from wherry.errors import Invalid
+from wherry.errors import Broken, Invalid
 from wherry.host import cgroups
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
@@ -176,13 +176,13 @@ async def test_a_link_in_the_image_leads_nowhere_outside(engine: LocalEngine, tm
     layers = [*box.layers, digest]
     document = {**box.config, "rootfs": {"type": "layers", "diff_ids": [*box.config["rootfs"]["diff_ids"], diff_id]}}
     await engine.commit_image(document, layers, ["hostile:1"])
-    for wrong in (
-        spec("/bin/pwd", workdir="/work/below"),
-        spec("/bin/pwd", user="root:root"),
-        spec("/bin/pwd", user="ann"),
-    ):
-        with pytest.raises(Invalid):
-            await engine.create(replace(wrong, image="hostile:1"))
+    with pytest.raises(Invalid):
+        await engine.create(replace(spec("/bin/pwd", workdir="/work/below"), image="hostile:1"))
+    for user in ("root:root", "ann"):
+        wrong = await engine.create(replace(spec("/bin/pwd", user=user), image="hostile:1"))
+        with pytest.raises(Broken, match="unable to find"):
+            await engine.start(wrong.id)
+        await engine.remove(wrong.id)
     assert not os.path.exists(victim)
     await engine.remove(made.id)
     await engine.remove_image("hostile:1")

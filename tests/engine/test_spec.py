@@ -18,7 +18,7 @@ from wherry.errors import Invalid, Unsupported
 BASE = ContainerSpec(name="c", image="i")
 PLACE = spec.Place(
     root="/r",
-    user=Identity(0, 0, (), "/root"),
+    user=Identity(0, 0, (0,), "/root"),
     cgroup="/wherry/x",
     hostname="h",
     namespaces={"network": "/n", "uts": "/u"},
@@ -235,16 +235,16 @@ def test_a_profile_that_a_request_brings() -> None:
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        ("", Identity(0, 0, (), "/root")),
-        ("root", Identity(0, 0, (), "/root")),
-        ("ann", Identity(1000, 1001, (29,), "/home/ann")),
-        ("1000", Identity(1000, 1001, (29,), "/home/ann")),
-        ("ann:staff", Identity(1000, 50, (), "/home/ann")),
-        ("ann:77", Identity(1000, 77, (), "/home/ann")),
-        ("1234", Identity(1234, 0, (), "/")),
-        ("1234:5678", Identity(1234, 5678, (), "/")),
-        ("7", Identity(70, 71, (), "/seven")),
-        (":50", Identity(0, 50, (), "/root")),
+        ("", Identity(0, 0, (0,), "/root")),
+        ("root", Identity(0, 0, (0,), "/root")),
+        ("ann", Identity(1000, 1001, (1001, 29), "/home/ann")),
+        ("1000", Identity(1000, 1001, (1001, 29), "/home/ann")),
+        ("ann:staff", Identity(1000, 50, (50,), "/home/ann")),
+        ("ann:77", Identity(1000, 77, (77,), "/home/ann")),
+        ("1234", Identity(1234, 0, (0,), "/")),
+        ("1234:5678", Identity(1234, 5678, (5678,), "/")),
+        ("7", Identity(70, 71, (71,), "/seven")),
+        (":50", Identity(0, 50, (50,), "/root")),
     ],
 )
 def test_users(user: str, expected: Identity) -> None:
@@ -255,7 +255,7 @@ def test_users_that_are_not_there() -> None:
     for wrong in ("nobody", "bob", "ann:nothing", "-1", "4294967295", "99999999999"):
         with pytest.raises(Invalid):
             users.resolve(wrong, PASSWD, GROUP)
-    assert users.resolve("ann", PASSWD, GROUP, (29, 7, 1001)).groups == (29, 7)
+    assert users.resolve("ann", PASSWD, GROUP, (29, 7, 1001)).groups == (1001, 29, 7)
 
 
 @given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=20))
@@ -270,7 +270,7 @@ def test_hostile_files_only_ever_say_no(passwd: str, group: str, user: str) -> N
 
 # sandboxes, words -----------------------------------------------------------------------------------------------------
 def test_sandbox_files() -> None:
-    made = SandboxSpec(id="s", hostname="web-1", hosts={"db": "10.0.0.9"})
+    made = SandboxSpec(id="s", hostname="web-1", hosts=[("db", "10.0.0.9")])
     text = hosts_file(made, ["10.1.1.1"])
     assert "10.1.1.1\tweb-1\n" in text
     assert text.endswith("10.0.0.9\tdb\n")
@@ -384,7 +384,7 @@ def test_mounts_read_only_below_and_options_of_tmpfs() -> None:
 
 
 def test_groups_by_name_and_scores() -> None:
-    assert users.resolve("ann", PASSWD, GROUP, ["staff", 7]).groups == (50, 7, 29)
+    assert users.resolve("ann", PASSWD, GROUP, ["staff", 7]).groups == (1001, 50, 7, 29)
     with pytest.raises(Invalid, match="unable to find group none"):
         users.resolve("ann", PASSWD, GROUP, ["none"])
     assert ulimits.oom_score(5, ()) == (5, "")
@@ -396,7 +396,7 @@ def test_groups_by_name_and_scores() -> None:
 
 
 def test_names_in_the_hosts_file() -> None:
-    sandbox = SandboxSpec("s", "boat", domain="example.org", hosts={"db": "10.0.0.9"})
+    sandbox = SandboxSpec("s", "boat", domain="example.org", hosts=[("db", "10.0.0.9")])
     lines = hosts_file(sandbox, ["10.0.0.2"], ["10.0.0.3\tbase db"]).splitlines()
     assert lines[-3:] == ["10.0.0.2\tboat.example.org boat", "10.0.0.9\tdb", "10.0.0.3\tbase db"]
     assert "10.0.0.2\ta.b a" in hosts_file(SandboxSpec("s", "a.b"), ["10.0.0.2"]).splitlines()

@@ -308,5 +308,8 @@ def test_slices_are_given_back() -> None:
     second = remap.choose([first])
     assert (first.base, second.base) == (200000, 265536)
     assert remap.choose([second]) == first
+    assert remap.choose([IdRange(200000 + 65536 // 2, 65536)]).base == 331072, (
+        "a range of another setting, across two of ours"
+    )
     with pytest.raises(Unavailable):
         remap.choose([first, second, IdRange(331072, 65536)])

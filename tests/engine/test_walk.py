@@ -44,11 +44,15 @@ async def test_user_groups_home_and_working_directory(engine: LocalEngine) -> No
     )
     assert text.split("\n")[:5] == ["1000", "1001", "1001 29", "/home/ann", "/new/here"]
     _, text = await run(engine, spec("/bin/id", user="7:8", groups=[9]))
-    assert "uid=7 gid=8 groups=9" in text
-    with pytest.raises(Invalid, match="nobody-here"):
-        await engine.create(spec("/bin/id", user="nobody-here", name="without-user"))
-    with pytest.raises(NotFound):
-        await engine.container("without-user")
+    assert "uid=7 gid=8 groups=8,9" in text
+    for wrong in ({"user": "nobody-here"}, {"user": "7", "groups": ["nobody-here"]}):
+        made = await engine.create(spec("/bin/id", **wrong))  # as Docker has it: the start fails, and says so
+        with pytest.raises(Broken, match="nobody-here"):
+            await engine.start(made.id)
+        shown = (await engine.container(made.id)).exit
+        assert shown is not None
+        assert (shown.code, "nobody-here" in shown.error) == (128, True)
+        await engine.remove(made.id)
 
 
 @pytest.mark.parametrize(("command", "code"), [("nothing-here", 127), ("/no/such", 127), ("/etc/not-a-program", 126)])
@@ -135,7 +139,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_made(engine: LocalEn
 
 async def test_a_sandbox_is_shared(engine: LocalEngine) -> None:
     sandbox = await engine.create_sandbox(
-        SandboxSpec(id="pod-1", hostname="together", network="none", cgroup="pods/1", hosts={"db": "10.1.2.3"})
+        SandboxSpec(id="pod-1", hostname="together", network="none", cgroup="pods/1", hosts=[("db", "10.1.2.3")])
     )
     assert sandbox.ready
     assert (await engine.create_sandbox(sandbox.spec)) == sandbox

@@ -187,6 +187,23 @@ async def test_the_next_start_finds_bridges_and_takes_strays_away(town: Town) ->
     web.close()
 
 
+async def test_a_subnet_that_a_kill_left_without_a_network_is_free_again(town: Town) -> None:
+    """Of the engine that starts, and of no other one of its instance."""
+    red = await town.network("aaaa1111")
+    another = Bridges(town.instance, town.nft, town.guard, subnets=town.claims, holder="node-2")
+    lost, others = await town.bridges.subnet("172.30.13.0/24"), await another.subnet("172.30.14.0/24")
+    again = Bridges(town.instance, town.nft, town.guard, subnets=town.claims)
+    await again.start([red], {})
+    mine = next(each for each in town.claims.all() if each.instance == town.instance)
+    assert set(mine.networks) == {red.subnet, others}
+    other = Claims(str(town.base / "claims"), busy=[])
+    other.claim("other123", str(town.base))
+    assert other.claim_network("other123", lost) == lost
+    await again.close()
+    await another.give_back(others)
+    other.release("other123")
+
+
 async def test_a_network_whose_subnet_was_taken_stays_away(town: Town) -> None:
     red = await town.network("aaaa1111", "172.30.12.0/24")
     await town.bridges.remove(red.id)

@@ -161,6 +161,18 @@ async def test_a_dockerd_of_the_old_iptables(host: str, tools: Tools, monkeypatc
     assert (tools.directory / "rules").read_text().count("wherry-") == 1
 
 
+async def test_a_table_of_the_old_iptables_that_does_nothing_is_no_news(tools: Tools) -> None:
+    """Anybody who has listed its rules once has left it there, with the policy ACCEPT and no rule."""
+    tools.make("iptables-legacy", """
+        case $4 in
+            filter) printf -- '-P INPUT ACCEPT\\n-P FORWARD ACCEPT\\n' ;;
+            mangle) printf -- '-P INPUT ACCEPT\\n-P FORWARD DROP\\n' ;;
+            nat) printf -- '-P INPUT ACCEPT\\n-A INPUT -j LOG\\n' ;;
+            *) exit 1 ;;
+        esac""")  # fmt: skip
+    assert await iptables_legacy.acting(["filter", "mangle", "nat", "raw"]) == ["mangle", "nat", "raw"]
+
+
 @pytest.mark.root
 async def test_peoples_own_refusals_come_first(host: str) -> None:
     assert iptables_legacy.place_in("-N DOCKER-USER\n-A DOCKER-USER -i eth0 -j DROP\n-A DOCKER-USER -j RETURN\n") == "2"

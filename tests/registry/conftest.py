@@ -61,11 +61,21 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def begun(request: pytest.FixtureRequest) -> Iterator[Seaweed | None]:
+    """An S3 server of the tests' own, begun before the first test when one of them will want it."""
+    if any("seaweed" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        with Seaweed() as server:
+            yield server
+    else:
+        yield None
+
+
 @pytest.fixture(scope="session")
-def seaweed() -> Iterator[Seaweed]:
-    """An S3 server of the tests' own."""
-    with Seaweed() as server:
-        yield server
+def seaweed(begun: Seaweed | None) -> Seaweed:
+    """The S3 server, when it serves."""
+    assert begun is not None
+    return begun.ready()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
+
+import psycopg
 
 from wherry.clock import machine
 
@@ -48,7 +49,8 @@ class Postgres:
     def fresh(self) -> str:
         """Make an empty schema; return the URL that leads there."""
         name = f"s{next(self._number)}"
-        self._run("psql", "-h", str(self.root), "-U", "wherry", "-d", "postgres", "-qc", f"CREATE SCHEMA {name}")
+        with psycopg.connect(host=str(self.root), user="wherry", dbname="postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}".encode())
         options = quote(f"-csearch_path={name}")
         return f"postgresql://wherry@/postgres?host={self.root}&options={options}"
 
@@ -103,6 +105,11 @@ class Seaweed:
                 "-s3", f"-s3.config={self.root}/s3.json", "-master.volumeSizeLimitMB=64", "-volume.max=100"]  # fmt: skip
         with open(self.root / "log", "wb") as log:
             self._process = subprocess.Popen(argv, cwd=self.root, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        return self
+
+    def ready(self) -> "Seaweed":
+        """Wait until it serves: a few seconds, in which others can work."""
+        assert self._process is not None
         until = machine.monotonic() + TIMEOUT_S
         while not self._make_bucket():
             gone = machine.monotonic() > until or self._process.poll() is not None
@@ -123,16 +130,15 @@ class Seaweed:
         return f"s3://wherry/p{next(self._number)}"
 
     def _make_bucket(self) -> bool:
-        master = f"-master=127.0.0.1:{self._ports[0]}.{self._ports[1]}"
+        """A bucket is a directory of the filer."""
+        made = urllib.request.Request(f"http://127.0.0.1:{self._ports[4]}/buckets/wherry/", method="POST")
         try:
             with urllib.request.urlopen(self.environment["AWS_ENDPOINT_URL"] + "/status", timeout=5):
                 pass
-            done = subprocess.run(
-                [self._weed, "shell", master], input=b"s3.bucket.create -name wherry\n", capture_output=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            with urllib.request.urlopen(made, timeout=5):
+                return True
+        except OSError:
             return False
-        return b"created bucket" in done.stdout
 
 
 def _free_port() -> int:

@@ -99,6 +99,8 @@ async def test_a_team_is_set_up_by_the_api(served: Served) -> None:
         ("DELETE", "/webhooks/none", None, 404),
         ("POST", "/deliveries/9/resend", None, 404),
         ("POST", "/deliveries/x/resend", None, 404),
+        ("POST", "/deliveries/\u00b9/resend", None, 404),
+        ("POST", f"/deliveries/{9**30}/resend", None, 404),
         ("GET", "/images/none", None, 200),
         ("GET", "/lifecycle/none", None, 404),
         ("DELETE", "/people/none", None, 404),

@@ -133,7 +133,10 @@ async def test_an_upstream_with_a_prefix_and_its_end(served: Served, far: Far) -
     assert (await ask(served.tcp, "GET", "/v2/hub/web/manifests/v2"))[0] == 404
 
 
-async def test_what_another_process_says_of_upstreams_is_known_a_moment_later(served: Served, far: Far) -> None:
+async def test_what_another_process_says_of_upstreams_is_known_a_moment_later(
+    served: Served, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wherry.registry.upstreams.KNOWN_S", 0.1)
     assert (await ask(served.local, "POST", "/v2/hub/web/blobs/uploads/"))[0] == 202  # nothing stands for another yet
     body = msgspec.json.encode({"url": far.address, "username": "any", "password": "far away"})
     await served.registry.database.execute("INSERT INTO upstreams (prefix, body) VALUES (?, ?)", "hub/", body)

@@ -10,13 +10,14 @@ from tests.content.images import FILE, sample, tar
 from tests.registry.conftest import TOKEN, Served
 
 from wherry.clock import VirtualClock, machine
+from wherry.content.credentials import Credentials
 from wherry.content.digests import digest_of
 from wherry.content.local import LocalContent
 from wherry.content.oci import OCI_CONFIG, OCI_LAYER_GZIP, Descriptor, manifest_of, parse_document, this_platform
 from wherry.content.pack import pack_directory
 from wherry.content.protocol import Digest
 from wherry.content.push import push
-from wherry.content.remote import Credentials, Remote
+from wherry.content.remote import Remote
 from wherry.content.steps import Step
 from wherry.content.transfer import pull
 from wherry.errors import Forbidden, NotFound, Unauthorized

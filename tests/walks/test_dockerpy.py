@@ -93,6 +93,19 @@ def test_what_inspect_shows_of_options(client: Any, sleeping: str) -> None:
         client.remove_network(network)
 
 
+def test_a_mac_address_is_shown_before_the_start_and_a_runtime_may_stand_on_top(client: Any, sleeping: str) -> None:
+    network = client.create_network("docker-py-mac", labels=WALK)["Id"]
+    id = client.create_container("busybox", "sleep 600", labels=WALK, runtime="runc")["Id"]
+    try:
+        client.connect_container_to_network(id, network, mac_address="02:42:ac:11:00:02")
+        seen = client.inspect_container(id)
+        assert seen["NetworkSettings"]["Networks"]["docker-py-mac"]["MacAddress"] == "02:42:ac:11:00:02"
+        assert seen["HostConfig"]["Runtime"] == "runc"
+    finally:
+        client.remove_container(id, force=True)
+        client.remove_network(network)
+
+
 def test_a_container_that_is_about_to_be_restarted_is_not_removed_without_force(client: Any, errors: Any) -> None:
     policy = client.create_host_config(restart_policy={"Name": "always", "MaximumRetryCount": 0}, network_mode="none")
     made = client.create_container("busybox", "false", labels=WALK, host_config=policy)["Id"]

@@ -1,7 +1,9 @@
 """Requests and answers as clients walk through them."""
 
 import asyncio
+import hashlib
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,34 @@ async def test_pipelined_requests_are_answered_in_order(serve: Any) -> None:
     )
     for each in range(300):
         assert (await talk.answer())[2] == b"/%d%d" % (each, each % 10)
+
+
+async def test_a_large_body_ends_where_its_length_says_and_the_next_request_begins_there(serve: Any) -> None:
+    async def digest(request: Request) -> Response:
+        if request.path == "/early":
+            return Response.text("no", headers={"Connection": "close"})
+        return Response.text(f"{request.path} {hashlib.sha256(await request.body(1 << 30)).hexdigest()}")
+
+    house = await serve(digest)
+    talk = await house.talk()
+    bodies = [os.urandom(size) for size in (1_500_000, 300_000, 5, 700_001)]
+    head = b"PUT /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    whole = b"".join(head % (number, len(body)) + body for number, body in enumerate(bodies))
+    sending = asyncio.create_task(_in_pieces(talk, whole), name="send")
+    for number, body in enumerate(bodies):
+        status, _, said = await talk.answer()
+        assert (status, said) == (200, f"/{number} {hashlib.sha256(body).hexdigest()}".encode())
+    await sending
+    # What an answer that closes leaves unread is no request, whatever it says.
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000
+    await talk.send(b"PUT /early HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (len(smuggled) + 9) + smuggled)
+    assert (await talk.answer())[2] == b"no"
+    assert await talk.rest() == b""
+
+
+async def _in_pieces(talk: Any, data: bytes) -> None:
+    for start in range(0, len(data), 99_991):
+        await talk.send(data[start : start + 99_991])
 
 
 async def test_a_request_may_arrive_byte_by_byte(serve: Any) -> None:

@@ -88,7 +88,7 @@ async def read_options(core: Core, request: Request) -> DeleteOptions:
             raise UnsupportedMediaType(f"DeleteOptions: {bodies.media_type(request)!r} is not understood: send JSON")
         return delete_options(bodies.decode(data, media))
     grace = request.first("gracePeriodSeconds")
-    if grace is not None and not grace.lstrip("-").isdigit():
+    if grace is not None and not grace.removeprefix("-").isdecimal():
         raise BadRequest(f"gracePeriodSeconds={grace!r}: write whole seconds")
     orphan = request.first("orphanDependents")
     body = _Body(

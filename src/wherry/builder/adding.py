@@ -128,7 +128,9 @@ def file_name(url: str) -> str:
 
 
 async def fetched(url: str, checksum: str, scratch: Path, what: str = "ADD") -> Source:
-    """Fetch a URL into `scratch`; return it as a file of mode 0600. Raises CopyError, also when it is not `checksum`; `what` begins its words.
+    """Fetch a URL into `scratch`; return it as a file of mode 0600. `what` begins the words of errors.
+
+    Raises CopyError, also when it is not `checksum`.
 
     Source: Dockerfile reference, "Adding files from a remote URL".
     """

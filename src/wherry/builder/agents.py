@@ -5,6 +5,7 @@ Source: draft-miller-ssh-agent, "Agent Protocol Messages".
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -27,30 +28,45 @@ async def lent(agent: str, place: Path, *, mode: int, uid: int, gid: int) -> Asy
         writer.close()
     except OSError as error:
         raise CopyError(f"RUN --mount: no SSH agent answers at {agent}: {error.strerror or error}") from None
-    open_: set[asyncio.StreamWriter] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_.add(writer)
-        try:
-            await _serve(reader, writer, agent)
-        except (OSError, EOFError, TimeoutError):
-            pass  # whoever asked has gone, or the agent has
-        finally:
-            open_.discard(writer)
-            writer.close()
-
-    server = await asyncio.start_unix_server(serve, place)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.setblocking(False)
+        listening.bind(str(place))
+        listening.listen()
         place.chmod(mode)
         if os.geteuid() == 0:
             os.chown(place, uid, gid)
-        yield
+        loop = asyncio.get_running_loop()
+        clients: dict[socket.socket, asyncio.Task[None]] = {}
+
+        def accept() -> None:
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                connection.setblocking(False)
+                clients[connection] = asyncio.create_task(_client(connection, agent), name="ssh agent")
+                clients[connection].add_done_callback(lambda _: clients.pop(connection, None))
+
+        loop.add_reader(listening, accept)
+        try:
+            yield
+        finally:
+            loop.remove_reader(listening)
+            left = dict(clients)
+            for connection, task in left.items():
+                task.cancel()
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            await asyncio.gather(*left.values(), return_exceptions=True)
+            place.unlink(missing_ok=True)
+
+
+async def _client(connection: socket.socket, agent: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    try:
+        await _serve(reader, writer, agent)
+    except (OSError, EOFError, TimeoutError):
+        pass  # whoever asked has gone, or the agent has
     finally:
-        server.close()
-        for writer in list(open_):
-            writer.transport.abort()
-        with suppress(FileNotFoundError):
-            place.unlink()
+        writer.close()
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, agent: str) -> None:

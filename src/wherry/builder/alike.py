@@ -1,7 +1,7 @@
 """Images as a source of the cache, by their history, as docker's classic builder has it (`--cache-from IMAGE`).
 
-A RUN's layer is taken where all that the history says up to it is the same, on the same layers. A COPY's is taken where its layer
-has the very files that would be copied, but for their times: history alone does not say what was in them.
+A RUN's layer is taken where all that the history says up to it is the same, on the same layers. A COPY's is taken where its
+layer has the very files that would be copied, but for their times: history alone does not say what was in them.
 """
 
 import asyncio
@@ -54,9 +54,9 @@ class Alikes:
     ) -> Built | None:
         """The layer of a COPY that would write `entries`, where an image has the same files."""
         for step in self._next(history, layers):
-            if step.layer and await self._same(Digest(step.layer), entries):
-                if (built := await self._built(step, lease)) is not None:
-                    return built
+            is_same = bool(step.layer) and await self._same(Digest(step.layer), entries)
+            if is_same and (built := await self._built(step, lease)) is not None:
+                return built
         return None
 
     def _next(self, history: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> list[_Step]:

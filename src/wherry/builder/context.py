@@ -1,4 +1,4 @@
-"""A build's context: a directory, a tar that is unpacked by a child without rights, an address; its Dockerfile and .dockerignore."""
+"""A build's context: a directory, a tar that a child without rights unpacks, an address; its Dockerfile and .dockerignore."""
 
 import asyncio
 import os

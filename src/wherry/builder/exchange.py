@@ -1,8 +1,8 @@
 """The cache carried to another machine: the layers of a build, and the keys they answer to.
 
-A directory has `cache.json`, a list of rows (key, digest, diff_id, size, created), and `blobs/sha256/HEX`, the layers. In a registry
-the same list is the config of a manifest of its own, whose layers are the layers; inline it stands in the image's config. A row
-whose layer does not match its digest is not believed.
+A directory has `cache.json`, a list of rows (key, digest, diff_id, size, created), and `blobs/sha256/HEX`, the layers. In a
+registry the same list is the config of a manifest of its own, whose layers are the layers; inline it stands in the image's
+config. A row whose layer does not match its digest is not believed.
 """
 
 import asyncio
@@ -131,7 +131,10 @@ async def imported(
     platform: Platform,
     warn: Callable[[str], None],
 ) -> AsyncGenerator[Imports | None]:
-    """Open the caches of other machines; one that is not there is passed over with a warning. Raises Invalid for a damaged one."""
+    """Open the caches of other machines; one that is not there is passed over with a warning.
+
+    Raises Invalid for a damaged one.
+    """
     rows: dict[str, tuple[Fetch, Built]] = {}
     async with AsyncExitStack() as stack:
         for each in places:

@@ -1,7 +1,7 @@
 """Git repositories: which commit is meant, and its files, as build contexts and for ADD.
 
-The `git` program runs in a child with no configuration but ours: none of the machine's or a user's, no hooks, no prompts, and only
-the transports that are named here. What it brings depends on the commit alone: modes are 0644 or 0755, times the commit's.
+The `git` program runs in a child with no configuration but ours: none of the machine's or a user's, no hooks, no prompts, and
+only the transports that are named here. What it brings depends on the commit alone: modes are 0644 or 0755, times its own.
 Source: git-config, git-fetch, git-ls-remote.
 """
 
@@ -36,7 +36,10 @@ _PASSED = (
 
 @dataclass(frozen=True, slots=True)
 class GitAccess:
-    """How to sign in: secrets by id, the socket of an SSH agent, the file that remembers hosts' keys. `local`: file:// is allowed."""
+    """How to sign in: secrets by id, the socket of an SSH agent, the file that remembers hosts' keys.
+
+    `local`: file:// is allowed.
+    """
 
     secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     agent: str = ""
@@ -130,7 +133,10 @@ def _inside(source: GitSource, root: Path) -> Path:
 async def _git(
     source: GitSource, access: GitAccess, scratch: Path, words: Sequence[str], protocols: Sequence[str] = ()
 ) -> str:
-    """Run git; return what it says. Raises NotFound for what the repository does not have, Invalid, Broken, DeadlineExceeded."""
+    """Run git; return what it says.
+
+    Raises NotFound for what the repository does not have, Unavailable, Invalid, Broken, DeadlineExceeded.
+    """
     program = shutil.which("git")
     if program is None:
         raise Broken(f"git repository {source.shown}: there is no git program on this machine; install the package git")

@@ -1,4 +1,7 @@
-"""How git repositories are written: `URL[?key=value][#REF[:SUBDIR]]`. Pure. Source: Docker, "Build context", "Git repositories"."""
+"""How git repositories are written: `URL[?key=value][#REF[:SUBDIR]]`. Pure.
+
+Source: Docker, "Build context", "Git repositories".
+"""
 
 import re
 from collections.abc import Mapping

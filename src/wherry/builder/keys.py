@@ -75,7 +75,7 @@ def keys(
 
 
 def _mount(mount: RunMount) -> Sequence[object]:
-    """All of a mount but where it comes from: that is in `content`. A secret's value is in no key, nor who answers as an agent."""
+    """All of a mount but where it comes from: that is in `content`. No key has a secret's value, or who answers as an agent."""
     return (
         *(mount.kind, mount.target, mount.source, mount.read_only, mount.id, mount.sharing),
         *(mount.mode, mount.uid, mount.gid, mount.size_bytes, mount.env, mount.required),

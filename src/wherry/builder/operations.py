@@ -29,10 +29,10 @@ class From:
 
 @dataclass(frozen=True, slots=True)
 class RunMount:
-    """One `--mount` of a RUN. `kind`: bind, cache, tmpfs, secret, ssh. `mode`, `uid` and `gid` are the new directory's or file's.
+    """One `--mount` of a RUN. `kind`: bind, cache, tmpfs, secret, ssh. `mode`, `uid`, `gid`: of the new directory or file.
 
-    A secret is at `target`, in the variable `env`, or both; an agent's socket at `target`. `sharing` is a cache's: shared, private or
-    locked.
+    A secret is at `target`, in the variable `env`, or both; an agent's socket at `target`. `sharing` is a cache's: shared,
+    private or locked.
     """
 
     kind: str
@@ -62,8 +62,8 @@ class Meta:
 class Run:
     """A command in a container. `env` is all it sees; `proxies` too, but they are in no key.
 
-    `network` is "", none or host. `script` is a file with the command, (name, text), below /dev/pipes. `insecure` has the rights
-    of a privileged container.
+    `network` is "", none or host. `script` is a file with the command, (name, text), below /dev/pipes. `insecure` has
+    the rights of a privileged container.
     """
 
     line: Line

@@ -1,4 +1,4 @@
-"""From a context to a plan with all that it stands on: base images, named contexts, and whether its steps can run here at all."""
+"""From a context to a plan with all that it stands on: base images, named contexts, and whether its steps can run here."""
 
 import asyncio
 import os
@@ -93,8 +93,8 @@ class Planner:
             runs = next((one for one in stage.operations if isinstance(one, Run)), None)
             if runs is not None and stage.platform != self.native and not can_run(stage.platform):
                 text = (
-                    f"RUN for {stage.platform} on {self.native} without an emulator (register one with binfmt_misc, with its flag "
-                    "F: Debian's package qemu-user-static does; or let the stage run --platform=$BUILDPLATFORM)"
+                    f"RUN for {stage.platform} on {self.native} without an emulator (register one with binfmt_misc, with its "
+                    "flag F: Debian's package qemu-user-static does; or let the stage run --platform=$BUILDPLATFORM)"
                 )
                 raise made.source.unsupported(runs.line, text)
 

@@ -1,7 +1,7 @@
 """How an image came to be, as SLSA provenance 0.2 or 1: from what, with which parameters. Pure.
 
-Source: SLSA, "Provenance" 0.2 and 1.0; Docker, "SLSA definitions". With `whole` (mode=max) the build arguments and the Dockerfile
-are in it, which must not hold secrets; without they are not. Values of secrets never are.
+Source: SLSA, "Provenance" 0.2 and 1.0; Docker, "SLSA definitions". With `whole` (mode=max) the build arguments and the
+Dockerfile are in it, which must not hold secrets; without they are not. Values of secrets never are.
 """
 
 import hashlib

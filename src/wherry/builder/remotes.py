@@ -1,4 +1,7 @@
-"""Contexts from an address: a git repository, an archive, or a Dockerfile alone. Source: Docker Engine API, "Build an image", `remote`."""
+"""Contexts from an address: a git repository, an archive, or a Dockerfile alone.
+
+Source: Docker Engine API, "Build an image", `remote`.
+"""
 
 import asyncio
 import lzma

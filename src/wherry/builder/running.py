@@ -122,6 +122,7 @@ class Runner:
             diff_ids=[diff_id for _, diff_id in layers],
             history=[{"created_by": "wherry: layers so far"} for _ in layers],
         )
+        self.kept.enter_context(self.engine.keeping([diff_id for _, diff_id in layers]))
         image = await self.engine.commit_image(made, [digest for digest, _ in layers], [])
         try:
             return await self._in_container(id, image.id, operation, output, prepared, lease, platform, timeout_s)
@@ -200,7 +201,7 @@ class Runner:
             hostname="build",
             network="user" if joins else operation.network or self.network,
             networks=joins,
-            hosts=dict(self.around.hosts),
+            hosts=list(self.around.hosts.items()),
             shm_bytes=self.around.shm_bytes,
         )
 

@@ -72,15 +72,15 @@ def read(texts: Mapping[str, str]) -> Sequence[Package]:
         if _DPKG.fullmatch(path):
             for row in _stanzas(text):
                 if "installed" in row.get("Status", "installed").split() and row.get("Package"):
-                    made.add(Package("deb", row["Package"], row.get("Version", ""), row.get("Architecture", ""), "", distribution, path))  # fmt: skip
+                    made.add(_package("deb", row, ("Package", "Version", "Architecture", ""), distribution, path))
         elif path == _APK:
             for row in _stanzas(text):
                 if row.get("P"):
-                    made.add(Package("apk", row["P"], row.get("V", ""), row.get("A", ""), row.get("L", ""), distribution, path))  # fmt: skip
+                    made.add(_package("apk", row, ("P", "V", "A", "L"), distribution, path))
         elif _PYTHON.fullmatch(path):
             row = next(_stanzas(text), {})
             if row.get("Name"):
-                made.add(Package("pypi", row["Name"], row.get("Version", ""), "", row.get("License-Expression", ""), "", path))  # fmt: skip
+                made.add(_package("pypi", row, ("Name", "Version", "", "License-Expression"), "", path))
     return sorted(made)
 
 
@@ -117,6 +117,11 @@ def document(found: Sequence[Package], name: str, digest: str, created: float) -
 
 
 _RELEASES = ("etc/os-release", "usr/lib/os-release")
+
+
+def _package(kind: str, row: Mapping[str, str], keys: Sequence[str], distribution: str, path: str) -> Package:
+    name, version, architecture, license = (row.get(key, "") for key in keys)
+    return Package(kind, name, version, architecture, license, distribution, path)
 
 
 def _stanzas(text: str) -> Iterator[dict[str, str]]:

@@ -183,8 +183,8 @@ class Sourcing:
         keeps = self._keeps([text], operation)
         with _said():
             made = await checkout(
-            parse_git(text), self._commits[text], self._access, self._folder("git") / "at", keeps=keeps
-        )
+                parse_git(text), self._commits[text], self._access, self._folder("git") / "at", keeps=keeps
+            )
         tree = await asyncio.to_thread(tree_of, made.root, Ignore())
         return select(tree, ["/"], lambda _: "", excludes=operation.excludes)
 

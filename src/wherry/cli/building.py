@@ -1,31 +1,62 @@
 """What `wherry build` can be asked for beyond docker's classic builder, in the words of buildx."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wherry.cli.args import Option, Parsed, Usage
+from wherry.cli.containers import size_bytes
+from wherry.cli.contexts import is_address
 from wherry.cli.engine import Refused, call, part
 from wherry.wire.blocking import Answer
 
 MORE_OPTIONS = (
     Option("no-cache-filter", "a stage that is built without the cache", shape="many", metavar="STAGE"),
     Option("pull", "ask registries for newer base images", shape="flag"),
-    Option("build-context", "NAME=DIRECTORY or NAME=docker-image://IMAGE", shape="many"),
+    Option(
+        "build-context",
+        "NAME=DIRECTORY, docker-image://IMAGE, oci-layout://DIRECTORY[:TAG], or an address",
+        shape="many",
+    ),
     Option("secret", "id=ID,src=FILE or id=ID,env=NAME", shape="many"),
+    Option("ssh", "default, or ID[=SOCKET|KEY,...]: an agent for steps that mount it, and for git", shape="many"),
+    Option("platform", "build for these, into one index: linux/amd64,linux/arm64", shape="many"),
+    Option("allow", "security.insecure: privileged steps; network.host", shape="many", metavar="RIGHT"),
     Option("annotation", "KEY=VALUE, in the manifest", shape="many"),
-    Option("network", "of RUN steps that name none", default="", choices=("", "default", "none", "host")),
-    Option("cache-from", "type=local,src=DIRECTORY", shape="many"),
-    Option("cache-to", "type=local,dest=DIRECTORY", default=""),
+    Option("network", "of RUN steps that name none: default, none, host, or a network's name", default=""),
+    Option("add-host", "NAME:ADDRESS, for RUN steps", shape="many"),
+    Option("shm-size", "shared memory of RUN steps, such as 64m"),
+    Option("ulimit", "NAME=SOFT[:HARD], for RUN steps", shape="many"),
+    Option("memory", "limit of a RUN step, such as 512m", "m"),
+    Option("cpuset-cpus", "the processors of RUN steps, such as 0-1", default=""),
+    Option("cpu-shares", "their weight", shape="number"),
+    Option("cpu-period", "of their quota, in microseconds", shape="number"),
+    Option("cpu-quota", "microseconds in each period", shape="number"),
+    Option("cache-from", "type=local,src=DIRECTORY or type=registry,ref=NAME", shape="many"),
+    Option("cache-to", "type=local,dest=DIRECTORY, type=registry,ref=NAME or type=inline[,mode=min|max]", shape="many"),
+    Option("sbom", "true: list the packages of the image beside it", default="", metavar="BOOL"),
+    Option(
+        "provenance",
+        "true, mode=min or mode=max[,version=v1][,builder-id=ID]: say beside it how it was made",
+        default="",
+    ),
+    Option("attest", "type=sbom, or type=provenance[,mode=min|max][,version=v0.2|v1]", shape="many"),
     Option(
         "output",
-        "type=image|oci|docker|tar|local[,dest=PATH][,compression=gzip|zstd][,compression-level=N]",
+        "type=image|registry|oci|docker|tar|local[,dest=PATH][,compression=gzip|zstd][,compression-level=N]",
         "o",
         "many",
     ),
+    Option("push", "send the image to its registry, too", shape="flag"),
+    Option("load", "keep the image on this machine, which is done anyway", shape="flag"),
+    Option("iidfile", "write the image's id into a file", default="", metavar="FILE"),
+    Option("metadata-file", "write what came out into a file, as JSON", default="", metavar="FILE"),
+    Option("progress", "how it is shown", default="auto", choices=("auto", "tty", "plain", "rawjson", "quiet")),
     Option("check", "only say what the build checks find", shape="flag"),
 )
-OUTPUTS = ("image", "oci", "docker", "tar", "local")
+OUTPUTS = ("image", "registry", "oci", "docker", "tar", "local")
+LAYOUT = "oci-layout://"
 SEND_IT = 409
 """The engine sees another directory, or none, where we see the context."""
 SECRETS_MAX_BYTES = 24 * 1024
@@ -61,20 +92,18 @@ def outputs_of(args: Parsed) -> list[dict[str, str]]:
     return made
 
 
-def more_of(args: Parsed, outputs: Sequence[Mapping[str, str]]) -> str:
-    """The door's own parameter, as JSON. Raises Usage."""
-    import json
-
+def more_of(args: Parsed, outputs: Sequence[Mapping[str, str]]) -> dict[str, object]:
+    """The door's own parameter. Raises Usage, Refused."""
     contexts: dict[str, str] = {}
     for text in args.many("build-context"):
         name, equals, place = text.partition("=")
         if not equals or not name or not place:
             raise Usage("build", f"--build-context {text}: write NAME=DIRECTORY or NAME=docker-image://IMAGE")
-        if "://" not in place and not os.path.isdir(place):
+        if not is_address(place) and not os.path.isdir(place):
             raise Refused(f"--build-context {name}={place}: no such directory", 0)
-        if "://" in place and not place.startswith("docker-image://"):
-            raise Refused(f"--build-context {name}={place}: only directories and docker-image:// are supported", 0)
-        contexts[name] = place if "://" in place else os.path.abspath(place)
+        if place.startswith(LAYOUT):
+            place = LAYOUT + os.path.abspath(place.removeprefix(LAYOUT))
+        contexts[name] = place if is_address(place) else os.path.abspath(place)
     squeezed = next((each for each in outputs if "compression" in each), {})
     more: dict[str, object] = {
         "freshStages": args.many("no-cache-filter"),
@@ -82,13 +111,69 @@ def more_of(args: Parsed, outputs: Sequence[Mapping[str, str]]) -> str:
         "contexts": contexts,
         "annotations": dict(_pair("annotation", text) for text in args.many("annotation")),
         "network": args.text("network"),
-        "cacheFrom": [_cache("cache-from", text, "src") for text in args.many("cache-from")],
-        "cacheTo": _cache("cache-to", args.text("cache-to"), "dest") if args.text("cache-to") else "",
+        "cacheFrom": [_cache(text, "src") for text in args.many("cache-from")],
+        "cacheTo": [_cache(text, "dest") for text in args.many("cache-to")],
+        "platforms": platforms_of(args),
+        "allow": [name for text in args.many("allow") for name in text.split(",")],
+        **_attest(args),
         "compression": squeezed.get("compression", ""),
         "compressionLevel": squeezed.get("compression-level", ""),
         "check": args.flag("check"),
     }
-    return json.dumps({key: value for key, value in more.items() if value})
+    return {key: value for key, value in more.items() if value}
+
+
+def around_of(args: Parsed) -> dict[str, object]:
+    """What RUN steps find round them, in the words of the classic API. Raises Usage."""
+    import json
+
+    found: dict[str, object] = {"extrahosts": args.many("add-host")}
+    for name in ("memory", "shm-size"):
+        if args.text(name):
+            found[name.replace("-", "")] = size_bytes(args.text(name))
+    for name in ("cpuset-cpus", "cpu-shares", "cpu-period", "cpu-quota"):
+        if args.text(name):
+            found[name.replace("-", "")] = args[name]
+    limits: list[dict[str, object]] = []
+    for text in args.many("ulimit"):
+        name, equals, values = text.partition("=")
+        soft, _, hard = values.partition(":")
+        if not equals or not re.fullmatch(r"-?\d+", soft) or not re.fullmatch(r"-?\d+", hard or soft):
+            raise Usage("build", f"--ulimit {text}: write NAME=SOFT[:HARD], such as nofile=1024:2048")
+        limits.append({"Name": name, "Soft": int(soft), "Hard": int(hard or soft)})
+    if limits:
+        found["ulimits"] = json.dumps(limits)
+    return found
+
+
+def platforms_of(args: Parsed) -> list[str]:
+    """The platforms, each once."""
+    return list(dict.fromkeys(name for text in args.many("platform") for name in text.split(",") if name))
+
+
+def _attest(args: Parsed) -> dict[str, object]:
+    """What is said of the image beside it. Raises Usage."""
+    asked = args.many("attest")
+    for option in ("sbom", "provenance"):
+        text = args.text(option)
+        if text.lower() in ("true", "1"):
+            asked.append(f"type={option}")
+        elif text and text.lower() not in ("false", "0"):
+            asked.append(f"type={option},{text}")
+    found: dict[str, object] = {}
+    for text in asked:
+        words = words_of("attest", text, ("type", "mode", "version", "builder-id"))
+        kind = words.pop("type", "")
+        if kind == "sbom" and not words:
+            found["sbom"] = True
+        elif kind == "provenance":
+            if words.get("mode", "min") not in ("min", "max") or words.get("version", "v0.2") not in ("v0.2", "v1"):
+                raise Usage("build", f"--attest {text}: mode is min or max, version v0.2 or v1")
+            found["provenance"] = words.get("mode", "min")
+            found |= {"provenanceVersion": words.get("version", ""), "builderId": words.get("builder-id", "")}
+        else:
+            raise Usage("build", f"--attest {text}: write type=sbom, or type=provenance[,mode=min|max]")
+    return found
 
 
 def ask_for_build(query: dict[str, object], headers: Mapping[str, str], tar: Iterator[bytes], place: str) -> Answer:
@@ -159,12 +244,15 @@ def unpack(chunks: Iterable[bytes], dest: str, name: str) -> None:
         os.close(root)
 
 
-def write_output(id: str, output: Mapping[str, str]) -> None:
-    """Write one output of a build that is done. Raises Refused."""
+def write_output(id: str, output: Mapping[str, str], tags: Sequence[str]) -> None:
+    """Write one output of a build that is done; archives have its names in them. Raises Refused."""
     kind, dest = output["type"], output["dest"]
-    if kind == "image" or not id:
+    if kind in ("image", "registry") or not id:
         return
-    answer = call("GET", f"/images/{part(id)}/{'get' if kind in ('oci', 'docker') else 'rootfs'}", timeout_s=None)
+    if kind in ("oci", "docker"):
+        answer = call("GET", "/images/get", query={"names": list(tags) or [id]}, timeout_s=None)
+    else:
+        answer = call("GET", f"/images/{part(id)}/rootfs", timeout_s=None)
     try:
         if kind == "local":
             unpack(answer.chunks(), dest, "the image")
@@ -189,8 +277,9 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return key, value
 
 
-def _cache(option: str, text: str, place: str) -> str:
-    words = words_of(option, text, ("type", "src", "dest", "mode"))
-    if words.get("type", "local") != "local" or place not in words:
-        raise Refused(f"--{option} {text}: only type=local,{place}=DIRECTORY is supported", 0)
-    return os.path.abspath(words[place])
+def _cache(text: str, place: str) -> str:
+    """The words, with a directory as the engine sees it; the engine says what is wrong with them."""
+    parts = text.split(",")
+    return ",".join(
+        f"{place}={os.path.abspath(part.partition('=')[2])}" if part.startswith(f"{place}=") else part for part in parts
+    )

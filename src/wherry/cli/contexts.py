@@ -107,31 +107,31 @@ def _skipped(root: str) -> Any:
 def is_address(text: str) -> bool:
     """Say whether a context is somewhere else: a URL, or `git@host:path`."""
     scheme, mark, _ = text.partition("://")
-    return (bool(mark) and scheme.isalpha()) or (text.startswith("git@") and ":" in text)
+    return (bool(mark) and scheme.replace("-", "").isalnum()) or (text.startswith("git@") and ":" in text)
 
 
-def context_of(place: str, dockerfile: str) -> tuple[Iterator[bytes], str]:
-    """The context's tar, and the Dockerfile's name in it. Raises Usage, Refused."""
+def context_of(place: str, dockerfile: str) -> tuple[Iterator[bytes], str, bool]:
+    """The context's tar, the Dockerfile's name in it, and whether it is the directory as it is. Raises Usage, Refused."""
     if place == "-":
         if dockerfile == "-":
             raise Usage("build", "the context and the Dockerfile cannot both come from the standard input")
-        return _piped(sys.stdin.buffer), dockerfile or "Dockerfile"
+        return _piped(sys.stdin.buffer), dockerfile or "Dockerfile", False
     if not os.path.isdir(place):
         raise Usage("build", f"{place}: not a directory")
     if dockerfile == "-":
-        return context_tar(place, "", sys.stdin.buffer.read()), SENT
+        return context_tar(place, "", sys.stdin.buffer.read()), SENT, False
     if not dockerfile:
         if not os.path.isfile(os.path.join(place, "Dockerfile")):
             raise Refused(f"{place}: no Dockerfile there; -f names another", 0)
-        return context_tar(place, ""), "Dockerfile"
+        return context_tar(place, ""), "Dockerfile", True
     inside = os.path.relpath(os.path.abspath(dockerfile), os.path.abspath(place))
     if not inside.startswith(".."):
         if not os.path.isfile(os.path.join(place, inside)):
             raise Refused(f"{dockerfile}: no such Dockerfile", 0)
-        return context_tar(place, ""), inside
+        return context_tar(place, ""), inside, True
     if not os.path.isfile(dockerfile):
         raise Refused(f"{dockerfile}: no such Dockerfile", 0)
-    return context_tar(place, dockerfile), SENT
+    return context_tar(place, dockerfile), SENT, False
 
 
 def _piped(stream: IO[bytes]) -> Iterator[bytes]:

@@ -35,14 +35,19 @@ IMPORT = Spec(
     (Option("message", "what it is", "m"), Option("change", "a Dockerfile instruction", "c", "many")), 1, 2,
     examples=("wherry import root.tar base:1",),
 )  # fmt: skip
+PLATFORM = Option("platform", "of several only this platform's image", metavar="OS/ARCH[/VARIANT]")
 SAVE = Spec(
-    "save", "Write images as a tar, for 'wherry load' or 'docker load'.", "[-o FILE] IMAGE...",
-    (Option("output", "the file, in place of our output", "o", metavar="FILE"),), 1, None,
+    "save", "Write images as a tar, for 'wherry load' or 'docker load'.", "[-o FILE] [--platform OS/ARCH] IMAGE...",
+    (Option("output", "the file, in place of our output", "o", metavar="FILE"), PLATFORM), 1, None,
     examples=("wherry save -o web.tar web:1",),
 )  # fmt: skip
 LOAD = Spec(
-    "load", "Read images out of a tar ('docker save', or an OCI layout).", "[-i FILE] [-q]",
-    (Option("input", "the file, in place of our input", "i", metavar="FILE"), Option("quiet", "no progress", "q", "flag")),
+    "load", "Read images out of a tar ('docker save', or an OCI layout).", "[-i FILE] [-q] [--platform OS/ARCH]",
+    (
+        Option("input", "the file, in place of our input", "i", metavar="FILE"),
+        Option("quiet", "no progress", "q", "flag"),
+        PLATFORM,
+    ),
     examples=("wherry load -i web.tar",),
 )  # fmt: skip
 
@@ -195,7 +200,7 @@ def import_command(argv: Sequence[str]) -> int:
 def save_command(argv: Sequence[str]) -> int:
     """`wherry save`."""
     args = parse(SAVE, argv)
-    query = {"names": args.words}
+    query = {"names": args.words, "platform": args.text("platform") or None}
     _written(call("GET", "/images/get", query=query, timeout_s=None).chunks(), args.text("output"))
     return 0
 
@@ -208,6 +213,7 @@ def load_command(argv: Sequence[str]) -> int:
     file = _opened(args.text("input"), "rb") if args["input"] else sys.stdin.buffer
     with file:
         headers = {"Content-Type": "application/x-tar"}
-        answer = call("POST", "/images/load", data=_pieces(file), headers=headers, timeout_s=None)
+        query = {"platform": args.text("platform") or None}
+        answer = call("POST", "/images/load", query=query, data=_pieces(file), headers=headers, timeout_s=None)
         show_progress(answer, quiet=args.flag("quiet"))
     return 0

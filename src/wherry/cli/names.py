@@ -12,6 +12,14 @@ def split_name(text: str) -> tuple[str, str]:
     return (name, tag) if colon and "/" not in tag else (text, "latest")
 
 
+def whole_name(name: str) -> str:
+    """A repository with what short names leave out: docker.io, and library for its own images."""
+    host, slash, _ = name.partition("/")
+    if slash and (set(host) & set(".:") or host == "localhost"):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
+
+
 def auth_header(name: str) -> dict[str, str]:
     """The credentials that docker's own configuration has for the registry of an image."""
     import base64
@@ -33,3 +41,21 @@ def auth_header(name: str) -> dict[str, str]:
         return {}
     value = json.dumps({"username": user, "password": password, "serveraddress": host}).encode()
     return {"X-Registry-Auth": base64.urlsafe_b64encode(value).decode()}
+
+
+def all_auths() -> dict[str, str]:
+    """The credentials that docker's own configuration has for any registry, for a build; none without any."""
+    import base64
+    import json
+
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    found: dict[str, dict[str, str]] = {}
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            for host, each in json.load(file).get("auths", {}).items():
+                user, _, password = base64.b64decode(each.get("auth", "")).decode().partition(":")
+                if user:
+                    found[host] = {"username": user, "password": password, "serveraddress": host}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {"X-Registry-Config": base64.urlsafe_b64encode(json.dumps(found).encode()).decode()} if found else {}

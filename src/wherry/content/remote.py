@@ -5,20 +5,20 @@ Sources: OCI distribution-spec 1.1; Docker registry "Token Authentication Specif
 """
 
 import asyncio
-import base64
 import ipaddress
 import random
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 
 from wherry.clock import machine
+from wherry.content.answers import AiohttpAnswer, Answer, envelope, words_of
+from wherry.content.credentials import Credentials
 from wherry.content.names import ImageName
 from wherry.content.oci import DOCUMENT_MAX_BYTES, DOCUMENT_TYPES
 from wherry.content.protocol import Digest
@@ -47,61 +47,6 @@ _CHALLENGE = re.compile(r'([a-zA-Z]+)="([^"]*)"')
 
 Body = bytes | Callable[[], AsyncIterator[bytes]]
 """What is sent: bytes, or a function that begins a stream (anew for each attempt)."""
-
-
-class Answer(Protocol):
-    """An HTTP answer, its body to be read once."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        ...
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers by lower-case name."""
-        ...
-
-    async def read(self) -> bytes:
-        """The whole body."""
-        ...
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body in pieces, as they come."""
-        ...
-
-    async def close(self) -> None:
-        """Let go, also in the middle of the body."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Credentials:
-    """Who we are there: a name and password, or a token that we were given (`identity_token`, `registry_token`)."""
-
-    username: str = ""
-    password: str = ""
-    identity_token: str = ""
-    registry_token: str = ""
-
-    @classmethod
-    def of(cls, auth: Mapping[str, str] | None) -> "Credentials | None":
-        """Take what Docker's clients send: username, password, auth, identitytoken, registrytoken. Raises BadRequest."""
-        if not auth:
-            return None
-        username, password = auth.get("username", ""), auth.get("password", "")
-        if not username and auth.get("auth"):
-            try:
-                username, _, password = base64.b64decode(auth["auth"], validate=True).decode().partition(":")
-            except ValueError:
-                raise BadRequest("registry credentials: 'auth' is not base64 of name:password") from None
-        made = cls(username, password, auth.get("identitytoken", ""), auth.get("registrytoken", ""))
-        return made if made != cls() else None
-
-    @property
-    def basic(self) -> str:
-        """The value of a Basic Authorization header."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 def endpoint_of(name: ImageName, plain_http: Sequence[str] = ()) -> str:
@@ -301,7 +246,7 @@ class Remote:
             try:
                 answer = await self._follow(method, url, dict(headers), scope, body)
             except (OSError, TimeoutError, Damaged, Unavailable) as error:
-                failure = Unavailable(f"{self.endpoint}: {method} {urlsplit(url).path}: {_words(error)}")
+                failure = Unavailable(f"{self.endpoint}: {method} {urlsplit(url).path}: {words_of(error)}")
             else:
                 if 200 <= answer.status < 300:
                     return answer
@@ -371,8 +316,8 @@ class Remote:
                 method, URL(url, encoded=True), headers=headers, data=data or None, allow_redirects=False
             )
         except aiohttp.ClientError as error:
-            raise Unavailable(_words(error)) from error
-        return _AiohttpAnswer(answer)
+            raise Unavailable(words_of(error)) from error
+        return AiohttpAnswer(answer)
 
     async def _again(self, answer: Answer, scope: str, before: str | None) -> bool:
         """After a 401: have a new authorization; of several requests that were refused at once, one asks for it."""
@@ -441,7 +386,7 @@ class Remote:
             data = b""
         finally:
             await answer.close()
-        message = f"{self.endpoint}: {method} {urlsplit(url).path}: {answer.status} {_envelope(data)}".strip()
+        message = f"{self.endpoint}: {method} {urlsplit(url).path}: {answer.status} {envelope(data)}".strip()
         match answer.status:
             case 401:
                 hint = "its credentials were refused" if self._credentials else "it wants credentials: log in first"
@@ -461,28 +406,6 @@ class Remote:
                 return BadRequest(message)
 
 
-class _AiohttpAnswer:
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-        self.status: int = answer.status
-        self.headers: Mapping[str, str] = {key.lower(): value for key, value in answer.headers.items()}
-
-    async def read(self) -> bytes:
-        return b"".join([part async for part in self.chunks()])
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        import aiohttp
-
-        try:
-            async for part in self._answer.content.iter_chunked(512 * 1024):
-                yield part
-        except aiohttp.ClientError as error:
-            raise Unavailable(_words(error)) from error
-
-    async def close(self) -> None:
-        self._answer.release() if self._answer.content.at_eof() else self._answer.close()
-
-
 def back_off_s(attempt: int) -> float:
     """How long to pause after the `attempt`th failure: doubling, with jitter."""
     return BACK_OFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
@@ -492,22 +415,6 @@ def _pause(attempt: int, failure: WherryError) -> float:
     if isinstance(failure, TooManyRequests):
         return min(60.0, failure.retry_after_s) * random.uniform(1.0, 1.2)
     return back_off_s(attempt)
-
-
-def _envelope(data: bytes) -> str:
-    try:
-        errors = msgspec.json.decode(data, type=dict[str, Any]).get("errors") or []
-        return "; ".join(f"{error.get('code', '')}: {error.get('message', '')}" for error in errors[:3])
-    except (msgspec.MsgspecError, AttributeError, TypeError):
-        return data[:200].decode(errors="replace").strip()
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, WherryError):
-        return error.message
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return str(error) or type(error).__name__
 
 
 def _origin(url: str) -> tuple[str, str]:

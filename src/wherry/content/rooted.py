@@ -83,7 +83,10 @@ class Rooted:
         at = len(heads)
         while at and heads[at - 1] not in self._cache:
             at -= 1
-        fd, real = self._cache[heads[at - 1]] if at else (self._root, "")
+        fd, real = self._root, ""
+        if at:
+            fd, real = self._cache[heads[at - 1]]
+            self._keep(heads[at - 1], (fd, real))
         for head, part in zip(heads[at:], parts[at:], strict=True):
             try:
                 try:

@@ -74,7 +74,9 @@ class Tar:
         pax: Records = []
         long_name = long_link = ""
         while True:
-            self._skip(self._left + self._padding)
+            self._skip(self._left)
+            if not self._pad(self._padding):
+                return
             self._left = self._padding = 0
             block = self._block()
             if block is None:
@@ -178,6 +180,18 @@ class Tar:
     def _skip(self, count: int) -> None:
         while count:
             count -= len(self._some(count))
+
+    def _pad(self, count: int) -> bool:
+        """Skip what fills an entry's last block; False where the archive ends before, as docker's does for `build -f -`."""
+        while count:
+            if not self._piece:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    return False
+                self._piece = memoryview(piece)
+                continue
+            count -= len(self._some(count))
+        return True
 
     def _block(self) -> bytes | None:
         """Read a header; None at the end mark. An archive without one may end between two entries."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wherry.clock import machine
+from wherry.content.answers import Answer
 from wherry.content.arrivals import Arrivals
 from wherry.content.digests import digest_of, parse_digest
 from wherry.content.names import ImageName
@@ -28,7 +29,7 @@ from wherry.content.oci import (
     this_platform,
 )
 from wherry.content.protocol import Content, Digest, Writer
-from wherry.content.remote import ATTEMPTS, READ_S, Answer, Remote, back_off_s
+from wherry.content.remote import ATTEMPTS, READ_S, Remote, back_off_s
 from wherry.content.steps import PARALLEL, Progress, Step, silent, step_of, together
 from wherry.errors import Broken, Conflict, Damaged, Invalid, NotFound, Unavailable, Unsupported
 

@@ -40,12 +40,15 @@ _ZEROS = bytes(HOLE_BYTES)
 
 @dataclass(slots=True)
 class Unpacked:
-    """What came out: the diff id, the plain tar's size, the count of entries, and directories to be made opaque."""
+    """What came out: the diff id, the plain tar's size, the count of entries, directories to be made opaque, and the bytes
+    of its files.
+    """
 
     diff_id: str
     size_bytes: int
     entries: int
     opaque: list[str] = field(default_factory=list[str])
+    file_bytes: int = 0
 
 
 def unpack_here(blob: Path, target: Path, *, name: str = "layer") -> Unpacked:
@@ -110,7 +113,7 @@ def extract(
         tar = Tar(hashed(pieces(source, name=name, read=read), digester), name=name)
         work = _Extraction(root, name, owners, layer, keep_kinds, outside(0) if outside is not None else 0)
         try:
-            count = 0
+            count = file_bytes = 0
             for member in tar:
                 if below:
                     member.path = f"{below}/{member.path}"
@@ -121,13 +124,14 @@ def extract(
                     member.uid, member.gid = outside(member.uid), outside(member.gid)
                 work.add(member, tar)
                 count += 1
+                file_bytes += member.size if member.pieces is None else member.real_size
             tar.drain()
             work.finish()
         except OSError as error:
             raise Broken(f"{name}: {error.strerror or error} while unpacking {error.filename!r}") from error
         finally:
             work.close()
-    return Unpacked(f"sha256:{state.hexdigest()}", total, count, sorted(work.opaque))
+    return Unpacked(f"sha256:{state.hexdigest()}", total, count, sorted(work.opaque), file_bytes)
 
 
 def mark_opaque(root: int, paths: list[str]) -> None:

@@ -80,7 +80,10 @@ def main() -> None:
             confine(root)
         read = Growing(source, feed, name).read if feed >= 0 else None
         done = extract(source, root, name=name, owners=is_root and layer, layer=layer, read=read)
-        answer = {"diff_id": done.diff_id, "size": done.size_bytes, "entries": done.entries, "opaque": done.opaque}
+        answer = {
+            "diff_id": done.diff_id, "size": done.size_bytes, "entries": done.entries, "opaque": done.opaque,
+            "files": done.file_bytes,
+        }  # fmt: skip
     except WherryError as error:
         answer = {"error": type(error).__name__, "message": error.message}
     json.dump(answer, sys.stdout)
@@ -166,4 +169,4 @@ def _answer(out: bytes, err: bytes, code: int, name: str) -> Unpacked:
     if "error" in answer:
         kind = getattr(errors, str(answer["error"]), Broken)
         raise kind(str(answer["message"]))
-    return Unpacked(answer["diff_id"], answer["size"], answer["entries"], list(answer["opaque"]))
+    return Unpacked(answer["diff_id"], answer["size"], answer["entries"], list(answer["opaque"]), answer["files"])

@@ -94,9 +94,7 @@ class TarBuild:
             cache_from=[parse_place(text, "cache-from") for text in options.cache_from],
             cache_to=[parse_place(text, "cache-to") for text in options.cache_to],
             alike=await self._here(options.alike),
-            attest=Attest(
-                options.sbom, options.provenance, options.provenance_version or "v0.2", options.builder_id
-            ),
+            attest=Attest(options.sbom, options.provenance, options.provenance_version or "v0.2", options.builder_id),
             allow=frozenset(options.allow),
             auths=options.auths,
             compression=parse_compression(options.compression, options.compression_level)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from wherry.clock import Clock
 from wherry.content.local import LocalContent
+from wherry.daemon import beside
 from wherry.daemon.builds import TarBuild
 from wherry.daemon.instance import Instance, NodePlan, Plan
 from wherry.daemon.phases import unmarked
@@ -95,6 +96,8 @@ async def engine_role(
                 registry_host=f"127.0.0.1:{plan.registry_port}",
                 shares_content=not node.apart,
             )
+        else:
+            settings = replace(settings, beside=lambda domain: beside.endpoint(instance.root, domain))
         engine = LocalEngine(
             root,
             run,
@@ -106,7 +109,7 @@ async def engine_role(
             settings=settings,
             networking=Networking(
                 instance.id,
-                Bridges(instance.id, nft, guard, subnets=Claims()),
+                Bridges(instance.id, nft, guard, subnets=Claims(), holder=node.name),
                 Ports(instance.id, nft, guard, default_address=plan.publish_address),
                 default_subnet=node.pod_cidr,
             ),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from wherry.clock import Clock, RealClock
 from wherry.content.local import LocalContent
+from wherry.daemon import beside
 from wherry.errors import Invalid
 from wherry.registry.access import trust_local
 from wherry.registry.keeping import COLLECT_S, keep
@@ -23,8 +24,6 @@ from wherry.registry.records import Records
 from wherry.registry.service import Registry
 from wherry.registry.sqlite import SqliteRecords
 from wherry.wire.server import Server
-
-SOCKET = "registry.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +80,15 @@ async def registry_alone(options: Options, clock: Clock) -> AsyncGenerator[Runni
         stack.push_async_callback(registry.close)
         server = Server(registry.handle)
         stack.push_async_callback(server.close, 2.0)
-        await server.start_unix(options.root / SOCKET, mode=0o660)
+        await server.start_unix(options.root / beside.SOCKET, mode=0o660)
         context = _tls(options)
         host, port = await server.start_tcp(*split_address(options.listen, "listen"), ssl_context=context)
         if options.metrics:
             inner = Server(registry.handle_local)
             stack.push_async_callback(inner.close, 2.0)
             await inner.start_tcp(*split_address(options.metrics, "metrics"))
+        if not options.storage:  # an engine that stands alone on this root has these very blobs
+            stack.callback(beside.tell(options.root, host, port))
         keeping = asyncio.create_task(keep(registry, clock, collect_s=options.collect_s), name="registry-keeping")
         stack.push_async_callback(_end, keeping)
         yield Running(registry, f"{host}:{port}")
@@ -123,14 +124,14 @@ async def serve(options: Options) -> None:
         loop.add_signal_handler(number, stop.set)
     async with registry_alone(options, RealClock()) as running:
         scheme = "https" if options.certificate else "http"
-        print(f"registry: {scheme}://{running.address} (administration: {options.root / SOCKET})", flush=True)
+        print(f"registry: {scheme}://{running.address} (administration: {options.root / beside.SOCKET})", flush=True)
         await stop.wait()
 
 
 def split_address(text: str, name: str) -> tuple[str, int]:
     """Read HOST:PORT. Raises Invalid."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not port.isdecimal() or int(port) > 65535:
         raise Invalid(f"{name} {text!r}: write HOST:PORT, as 127.0.0.1:5000")
     return host.strip("[]"), int(port)
 

@@ -66,6 +66,7 @@ class Ends(Register, ABC):
         self._settings = around.settings
         self._tasks = around.tasks
         self._trash = around.trash
+        self._left = False
 
     @abstractmethod
     def plan_restart(self, life: Life) -> None:
@@ -89,7 +90,7 @@ class Ends(Register, ABC):
     def note_exit(self, id: str, *, monitor_ended: bool = False) -> None:
         """Look whether a container has ended: there is an exit file, or its conmon is gone. Repeatable."""
         life = self.lives.get(id)
-        if life is None or life.run is None or life.run.ended.is_set():
+        if self._left or life is None or life.run is None or life.run.ended.is_set():
             return
         sandbox = self.sandbox_of(life.record)
         exit = self._runs.read_exit(life.record, sandbox)
@@ -100,6 +101,13 @@ class Ends(Register, ABC):
             exit = self._runs.lost_exit(life.record, sandbox, "its monitor was killed, and it with it")
             processes.send_signal(run.process, signal.SIGKILL)
         self.end(life, exit)
+
+    def leave(self) -> None:
+        """Notice nothing any more: the engine is left, and its rows are about to be closed. The next start looks."""
+        self._left = True
+        for life in self.lives.all():
+            if life.run is not None:
+                self._close(life.run)
 
     def end(self, life: Life, exit: Exit) -> None:
         """Write down an end, tell everybody, clear up behind."""

@@ -6,8 +6,8 @@ This module only puts the parts together and hands calls on; README.md says wher
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,9 @@ from typing import Any, Self
 from wherry.clock import Clock
 from wherry.content.pack import pack_upper
 from wherry.content.protocol import Content, Digest
-from wherry.content.remote import Remote
 from wherry.engine import execs, logs, monitor, rotation
 from wherry.engine.archive import PathStat
+from wherry.engine.calls import ImageCalls
 from wherry.engine.changes import Changes
 from wherry.engine.containers import Containers
 from wherry.engine.diffs import Change
@@ -26,7 +26,7 @@ from wherry.engine.ends import Surroundings
 from wherry.engine.events import Events
 from wherry.engine.health import HealthChecks
 from wherry.engine.images import LEASE_S, Images
-from wherry.engine.imports import Archives, Renamed
+from wherry.engine.imports import Archives
 from wherry.engine.insides import Insides
 from wherry.engine.lives import Life, Lives, running_names
 from wherry.engine.networks import Networking, Networks
@@ -48,7 +48,6 @@ from wherry.engine.types import (
     ExecSpec,
     Exit,
     Image,
-    ImageManifest,
     Join,
     Limits,
     LogLine,
@@ -67,7 +66,7 @@ from wherry.network.types import PodNetwork, PortBinding
 log = logging.getLogger(__name__)
 
 
-class LocalEngine:
+class LocalEngine(ImageCalls):
     """Containers of this machine; an async context manager. Leaving it leaves the containers running.
 
     One engine at a time has a `root` (what outlives a reboot) and a `run` (what need not; mounts are made below it).
@@ -126,6 +125,7 @@ class LocalEngine:
                 self._events,
                 lambda id: self._containers.users_of(id),
                 lambda id: lives.find(id).is_running,
+                lambda diff_ids: self._snapshots.sizes(diff_ids),
             )
             self._snapshots = Snapshots(paths, self._content, self._trash)
             self._archives = Archives(self._content, self._images, self._snapshots, paths.trash)
@@ -147,6 +147,7 @@ class LocalEngine:
                 self.volumes,
             )
             self._containers = Containers(around, lives, self._snapshots, self._images)
+            tasks.on_leaving = self._containers.leave
             self._containers.uses_of = lambda life: tuple(
                 uses(life, self._containers.sandbox_of(life.record), self.networks)
             )
@@ -171,12 +172,8 @@ class LocalEngine:
             tasks.start(self._settle(), "settle snapshots", settling=True)
             self._tasks = tasks
             self._stack = stack.pop_all()
-        log.info(
-            "engine: %s %s, conmon %s",
-            self.runtimes.default.tool.name,
-            self.runtimes.default.tool.version,
-            self.runtimes.default.monitor.version,
-        )
+        default = self.runtimes.default
+        log.info("engine: %s %s, conmon %s", default.tool.name, default.tool.version, default.monitor.version)
         return self
 
     async def __aexit__(
@@ -184,84 +181,7 @@ class LocalEngine:
     ) -> None:
         await self._stack.aclose()
 
-    # images -----------------------------------------------------------------------------------------------------------
-    async def image(self, ref: str, *, platform: str = "") -> Image:
-        """See Engine. `platform`: of an image that is here for several."""
-        return await self._images.find(ref, platform)
-
-    async def manifests(self, ref: str) -> Sequence[ImageManifest]:
-        """List the manifests that an image's name stands for, here or not. Raises NotFound."""
-        return await self._images.manifests(ref)
-
-    async def describe(self, digest: str) -> tuple[str, int]:
-        """Say the media type and the size of a manifest or index that is here. Raises NotFound."""
-        return await self._images.describe(Digest(digest))
-
-    async def remote_tags(self, ref: str, auth: Mapping[str, str] | None) -> Sequence[str]:
-        """List the tags that a repository has at its registry."""
-        return await self._images.tags(ref, auth)
-
-    async def images(self) -> Sequence[Image]:
-        """See Engine."""
-        return await self._images.all()
-
-    async def pull(
-        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
-    ) -> Image:
-        """See Engine. `progress` is called with each content/transfer.Step. Its layers are unpacked on return."""
-        return await self._images.pull(ref, auth, progress, platform, self._snapshots)
-
-    async def push(
-        self, ref: str, *, auth: Mapping[str, str] | None = None, progress: Any = None, platform: str = ""
-    ) -> str:
-        """See Engine. With a `platform` only that image of an index."""
-        return await self._images.push(ref, auth, progress, platform)
-
-    async def tag(self, ref: str, name: str) -> None:
-        """See Engine."""
-        await self._images.tag(ref, name)
-
-    async def commit_image(
-        self,
-        config: Mapping[str, Any],
-        layers: Sequence[str],
-        names: Sequence[str],
-        *,
-        annotations: Mapping[str, str] | None = None,
-    ) -> Image:
-        """See Engine."""
-        return await self._images.commit(config, layers, names, annotations=annotations)
-
-    async def name_root(self, root: Digest, names: Sequence[str]) -> Image:
-        """Name an index that is in the store: see Images."""
-        return await self._images.name_root(root, names)
-
-    def registry(self, ref: str, auth: Mapping[str, str] | None) -> AbstractAsyncContextManager[tuple[Remote, str]]:
-        """Give the registry that a name says, and the repository there: what carries build caches."""
-        return self._images.registry(ref, auth)
-
-    async def remove_image(self, ref: str, *, force: bool = False) -> Sequence[str]:
-        """See Engine."""
-        lines = await self._images.remove(ref, force=force)
-        await self.collect()
-        return lines
-
-    async def load(
-        self, archive: AsyncIterator[bytes], *, platform: str = "", renamed: Renamed | None = None
-    ) -> Sequence[Image]:
-        """Read a tar of images: see Archives."""
-        return await self._archives.load(archive, platform=platform, renamed=renamed)
-
-    def save(self, refs: Sequence[str], *, platform: str = "") -> AsyncIterator[bytes]:
-        """Yield a tar of images. Raises NotFound before the first byte."""
-        return self._archives.save(refs, platform=platform)
-
-    async def prune_images(self, ids: Sequence[str]) -> tuple[Sequence[str], int]:
-        """Remove images that no container uses, and what pulls left half done: (what went, bytes given back)."""
-        lines, freed = await self._archives.prune(ids)
-        await self.collect()
-        return lines, freed
-
+    # images: see also calls.py --------------------------------------------------------------------------------------------
     async def collect(self) -> int:
         """Remove the snapshots that no image and no container needs; return how many went.
 
@@ -490,6 +410,12 @@ class LocalEngine:
         self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
     ) -> AsyncIterator[LogLine]:
         """See Engine. Raises Unsupported for a container that keeps no log."""
+        return logs.each(self.log_blocks(ref, follow=follow, tail=tail, since=since))
+
+    def log_blocks(
+        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
+    ) -> AsyncGenerator[Sequence[LogLine]]:
+        """The same, many lines at once, as they were read."""
         return logs.read_life(self._find(ref), self._inotify, follow=follow, tail=tail, since=since)
 
     async def stats(self, ref: str) -> Mapping[str, int]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from io import FileIO
 
 from wherry.clock import machine, parse_rfc3339, rfc3339_nano
@@ -21,6 +21,8 @@ from wherry.errors import Unsupported
 from wherry.host.engine_calls import Inotify
 
 BLOCK_BYTES = 65536
+READ_BYTES = 256 * 1024
+"""How much of a log is read and taken apart at once, in a thread: the loop has others to serve meanwhile."""
 GZ = ".gz"
 HEAD_BYTES = 64
 FOLLOW_S = 5.0
@@ -52,12 +54,20 @@ async def read(
     since: float,
     has_ended: Callable[[], bool],
     ending: Callable[[Callable[[], None]], Callable[[], None]],
-) -> AsyncIterator[LogLine]:
+) -> AsyncGenerator[Sequence[LogLine]]:
     """Yield the lines of a log from `since`, the last `tail` of them; with `follow` until `has_ended` and all is read.
 
-    `ending(wake)` calls `wake` when the container ends, and returns what takes that back.
+    They come by the hundreds, as they were read. `ending(wake)` calls `wake` when the container ends, and returns what
+    takes that back.
     """
     reader = _Reader(path, most)
+
+    def some() -> Sequence[LogLine] | None:
+        lines = reader.lines()
+        if not lines:
+            return None
+        return [found for line in lines if (found := parse(line)) is not None and found.time >= since]
+
     changed = asyncio.Event()
     stops: list[Callable[[], None]] = []
     if follow:
@@ -70,11 +80,9 @@ async def read(
         while True:
             changed.clear()
             over = not follow or has_ended()  # asked before reading: then what we read is all
-            while lines := await asyncio.to_thread(reader.lines):
-                for line in lines:
-                    found = parse(line)
-                    if found is not None and found.time >= since:
-                        yield found
+            while (lines := await asyncio.to_thread(some)) is not None:
+                if lines:
+                    yield lines
             if over:
                 return
             with contextlib.suppress(TimeoutError):
@@ -86,8 +94,18 @@ async def read(
         reader.close()
 
 
-def read_life(life: Life, inotify: Inotify, *, follow: bool, tail: int | None, since: float) -> AsyncIterator[LogLine]:
-    """Read the log of a container. Raises Unsupported for one that keeps none."""
+async def each(blocks: AsyncGenerator[Sequence[LogLine]]) -> AsyncIterator[LogLine]:
+    """Yield the lines of `blocks` one by one."""
+    async with contextlib.aclosing(blocks):
+        async for lines in blocks:
+            for line in lines:
+                yield line
+
+
+def read_life(
+    life: Life, inotify: Inotify, *, follow: bool, tail: int | None, since: float
+) -> AsyncGenerator[Sequence[LogLine]]:
+    """Read the log of a container, many lines at once. Raises Unsupported for one that keeps none."""
     record = life.record
     if record.spec.log_driver != "cri":
         raise Unsupported(f"container {record.name}: its log driver is {record.spec.log_driver}, so there is no log")
@@ -153,7 +171,7 @@ class _Reader:
                 self.begin(None)
             if self._file is None:
                 return []
-            data = self._file.read(BLOCK_BYTES)
+            data = self._file.read(READ_BYTES)
             if data:
                 pieces = (self._rest + data).split(b"\n")
                 self._rest = pieces.pop()

@@ -170,6 +170,10 @@ class Networks:
         """Whether a running container is on it, or it is always there."""
         return network.predefined or any(self._names_of(sandbox) for sandbox in network.endpoints)
 
+    def runs(self, sandbox: str) -> bool:
+        """Whether the container of a sandbox runs."""
+        return bool(self._names_of(sandbox))
+
     # endpoints --------------------------------------------------------------------------------------------------------
     def endpoints_of(self, sandbox: str) -> Sequence[Endpoint]:
         """List a sandbox's places, in the order of their interfaces."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -221,7 +221,10 @@ class Records:
         found: list[tuple[str, T]] = []
         for id, body in rows:
             try:
-                found.append((id, decoder.decode(body)))
+                try:
+                    found.append((id, decoder.decode(body)))
+                except msgspec.ValidationError:
+                    found.append((id, decoder.decode(_as_now(body))))
             except msgspec.MsgspecError as error:
                 self.unreadable.add(id)
                 log.error(
@@ -241,3 +244,13 @@ class Records:
             raise Broken(f"{what}: cannot be recorded: {error}") from error
         if makes_room:
             self._reserve.fill()
+
+
+def _as_now(body: bytes) -> bytes:
+    """Write a row of an earlier version as it is written now. `hosts` was an object, with one address for each name."""
+    found: Any = msgspec.json.decode(body)
+    spec: Any = found.get("spec") if isinstance(found, dict) else None
+    for place in (spec, spec.get("sandbox_spec")) if isinstance(spec, dict) else ():
+        if isinstance(place, dict) and isinstance(place.get("hosts"), dict):
+            place["hosts"] = list(place["hosts"].items())
+    return msgspec.json.encode(found)

@@ -1,6 +1,7 @@
 """The containers that an engine knows: their rows, how they are shown, who uses what. Nothing here starts or ends one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from wherry.engine.events import Events
 from wherry.engine.lives import Life, Lives, Run, view
@@ -28,7 +29,11 @@ class Register:
         sandbox = self.sandbox_of(life.record)
         volumes = [mount.source for mount in life.record.spec.mounts if mount.kind == "volume"]
         places = {name: str(self._volumes.place(name)) for name in volumes}
-        return view(life, sandbox.address if sandbox is not None else "", places)
+        shown = view(life, sandbox.address if sandbox is not None else "", places)
+        if sandbox is None or not sandbox.ready:
+            return shown
+        netns = self._sandboxes.namespaces(sandbox).get("network", "")
+        return replace(shown, files=self._sandboxes.files(sandbox), netns=netns)
 
     def all(self) -> Sequence[Container]:
         """Show all that callers know of."""

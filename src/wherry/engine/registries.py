@@ -9,12 +9,13 @@ from typing import Any
 
 from wherry.content import oci, transfer
 from wherry.content.arrivals import Arrivals
+from wherry.content.credentials import Credentials
 from wherry.content.hosts import Host, hosts_for
 from wherry.content.names import ImageName, cluster_repository
 from wherry.content.oci import Platform
 from wherry.content.protocol import Content, Digest
 from wherry.content.push import lacks, push
-from wherry.content.remote import Credentials, Remote, endpoint_of
+from wherry.content.remote import Remote, endpoint_of
 from wherry.content.steps import Step, step_of
 from wherry.content.transfer import Pulled, Unpacker
 from wherry.engine.settings import EngineSettings
@@ -43,7 +44,7 @@ class Registries:
         unpacker: Unpacker | None,
     ) -> Pulled:
         """Get an image from the cluster's registry, or else mirrors, or else where its name says."""
-        found = await self._from_cluster(name, lease, progress, platform, unpacker)
+        found = await self._from_ours(name, lease, progress, platform, unpacker)
         if found is not None:
             return found
         credentials = Credentials.of(auth)
@@ -68,20 +69,18 @@ class Registries:
 
     async def tags(self, name: ImageName, auth: Mapping[str, str] | None) -> Sequence[str]:
         """List the tags of a repository."""
-        if self._settings.cluster_registry and name.domain == self._settings.registry_host:
-            async with self._cluster() as remote:
+        if own := self._own(name):
+            async with self._at(own) as remote:
                 return await remote.tags(name.path)
         async with self._origin(name, Credentials.of(auth)) as remote:
             return await remote.tags(name.path)
 
     @asynccontextmanager
-    async def opened(
-        self, name: ImageName, auth: Mapping[str, str] | None
-    ) -> AsyncGenerator[tuple[Remote, str]]:
+    async def opened(self, name: ImageName, auth: Mapping[str, str] | None) -> AsyncGenerator[tuple[Remote, str]]:
         """Give the registry that a name says, and the repository there."""
-        if self._settings.cluster_registry and name.domain == self._settings.registry_host:
-            async with self._cluster() as remote:
-                yield remote, cluster_repository(name, self._settings.registry_host)
+        if own := self._own(name):
+            async with self._at(own) as remote:
+                yield remote, name.path
         else:
             async with self._origin(name, Credentials.of(auth)) as remote:
                 yield remote, name.path
@@ -99,8 +98,8 @@ class Registries:
 
         Returns what was sent.
         """
-        if self._settings.cluster_registry and name.domain == self._settings.registry_host:
-            await self._tag_in_cluster(name, digest, progress)
+        if own := self._own(name):
+            await self._tag_in_ours(own, name, digest, progress)
             return digest
         if not next(host for host in self._hosts(name) if host.origin).pushes:
             raise Forbidden(
@@ -120,7 +119,7 @@ class Registries:
             await self._settings.on_tag(str(name), digest)
         elif self._settings.cluster_registry and name.tag:
             try:
-                await self._tag_in_cluster(name, digest, None)
+                await self._tag_in_ours(self._settings.cluster_registry, name, digest, None)
             except Unavailable as error:
                 raise Unavailable(
                     f"image {name.familiar} is tagged on this machine, but not in the cluster's registry: {error.message}; "
@@ -146,15 +145,23 @@ class Registries:
             namespace="" if host.origin else domain,
         )
 
-    async def _from_cluster(
+    def _own(self, name: ImageName) -> str:
+        """The endpoint of the cluster's registry, or of one beside us, where a name says that one; else ""."""
+        settings = self._settings
+        if settings.cluster_registry and name.domain == settings.registry_host:
+            return settings.cluster_registry
+        return settings.beside(name.domain)
+
+    async def _from_ours(
         self, name: ImageName, lease: str, progress: Any, platform: Platform | None, unpacker: Unpacker | None
     ) -> Pulled | None:
-        if not self._settings.cluster_registry:
+        """Get an image from the registry over our own content; None where there is none, or it does not have it."""
+        own = self._own(name)
+        if not (own or self._settings.cluster_registry):
             return None
-        own = name.domain == self._settings.registry_host
-        repository = cluster_repository(name, self._settings.registry_host)
+        repository = cluster_repository(name, name.domain if own else "")
         try:
-            async with self._cluster() as remote:
+            async with self._at(own or self._settings.cluster_registry) as remote:
                 return await transfer.pull(
                     self._content, remote, repository, name.reference, lease=lease, platform=platform, progress=progress,
                     unpacker=unpacker, arrivals=self._arrivals,
@@ -168,17 +175,16 @@ class Registries:
             log.warning("image %s: the cluster's registry: %s", name, error.message)
         return None
 
-    def _cluster(self) -> Remote:
-        """The cluster's registry. Raises Unavailable at once when its socket is not even there."""
-        endpoint = self._settings.cluster_registry
+    def _at(self, endpoint: str) -> Remote:
+        """The registry over our own content. Raises Unavailable at once when its socket is not even there."""
         if endpoint.startswith("unix:") and not os.path.exists(endpoint.removeprefix("unix:")):
             raise Unavailable(f"{endpoint.removeprefix('unix:')} is not there: the registry is not running")
         return Remote(endpoint)
 
-    async def _tag_in_cluster(self, name: ImageName, digest: Digest, progress: Any) -> None:
-        """Tag in the cluster's registry: by its manifests alone where it has our blobs anyway."""
-        repository = cluster_repository(name, self._settings.registry_host)
-        async with self._cluster() as remote:
+    async def _tag_in_ours(self, endpoint: str, name: ImageName, digest: Digest, progress: Any) -> None:
+        """Tag in a registry over our own content: by its manifests alone where it has our blobs anyway."""
+        repository = cluster_repository(name, name.domain if self._own(name) else "")
+        async with self._at(endpoint) as remote:
             if self._settings.shares_content:
                 await self._tell(remote, repository, name.reference, digest, progress)
             else:

@@ -35,9 +35,8 @@ class Remap:
         """Choose a new sandbox's range. Raises Unavailable when every slice is taken."""
         if not self.apart:
             return self.ids
-        used = {ids.base for ids in taken}
         for base in range(self.ids.base, self.ids.base + self.ids.size - SLICE + 1, SLICE):
-            if base not in used:
+            if not any(ids.base < base + SLICE and base < ids.base + ids.size for ids in taken):  # set otherwise before
                 return IdRange(base, SLICE)
         raise Unavailable(
             f"userns-remap: all {self.ids.size // SLICE} ranges of {SLICE} ids are taken by containers: remove some, give a "

@@ -24,7 +24,7 @@ from wherry.engine.records import Records, SandboxRecord
 from wherry.engine.settings import EngineSettings
 from wherry.engine.spec import DEFAULT_SHM_BYTES
 from wherry.engine.types import Dns, Join, Limits, Sandbox, SandboxSpec
-from wherry.errors import Broken, Conflict, Forbidden, Invalid, NotFound, Unsupported
+from wherry.errors import Broken, Conflict, Forbidden, Invalid, NotFound, Unsupported, WherryError
 from wherry.host import cgroups, idmaps, mounts, namespaces, processes
 from wherry.network.types import PodNetwork, PortBinding
 
@@ -171,6 +171,13 @@ class Sandboxes:
                 return
             await self._networks.join(id, netns, join, on_pods=_is_on_pods(record))
             await self._networks.lead(id, netns, self._on_pods(record))
+            try:
+                if self._networks.runs(id):  # until now it may have been on internal networks alone
+                    await self.publish(id)
+            except WherryError:
+                await self._networks.leave(id, join.network)
+                await self._networks.lead(id, netns, self._on_pods(record))
+                raise
             self._refresh(record)
 
     async def disconnect(self, id: str, network: str) -> None:
@@ -436,7 +443,7 @@ def check(spec: SandboxSpec) -> None:
         raise Invalid(f"sandbox {spec.id}: domain name {spec.domain!r}: up to 64 letters, digits, '-' and '.'")
     if ".." in spec.cgroup_parent.split("/") or "\0" in spec.cgroup_parent:
         raise Invalid(f"sandbox {spec.id}: cgroup parent {spec.cgroup_parent!r}: a path without '..'")
-    for name, address in spec.hosts.items():
+    for name, address in spec.hosts:
         if address != HOST_GATEWAY and not _is_address(address):
             raise Invalid(f'invalid IP address in add-host: "{address}" for {name}')
     for server in spec.dns.servers:
@@ -475,7 +482,7 @@ def full_name(spec: SandboxSpec) -> str:
 
 
 def hosts_file(spec: SandboxSpec, addresses: Sequence[str], linked: Sequence[str] = (), host: str = "") -> str:
-    """Write /etc/hosts: `spec.hosts` is address by name, `linked` are lines of other containers. Pure.
+    """Write /etc/hosts: `spec.hosts` are names with their addresses, `linked` are lines of other containers. Pure.
 
     The address "host-gateway" is the machine's own (`host`).
     """
@@ -484,7 +491,7 @@ def hosts_file(spec: SandboxSpec, addresses: Sequence[str], linked: Sequence[str
     if spec.hostname:
         names = dict.fromkeys((full_name(spec), full_name(spec).partition(".")[0]))  # with a domain, also without it
         lines += [f"{address}\t{' '.join(names)}" for address in addresses or ("127.0.1.1",)]
-    lines += [f"{host if address == HOST_GATEWAY else address}\t{name}" for name, address in spec.hosts.items()]
+    lines += [f"{host if address == HOST_GATEWAY else address}\t{name}" for name, address in spec.hosts]
     lines += linked
     return "\n".join(lines) + "\n"
 

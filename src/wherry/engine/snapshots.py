@@ -4,6 +4,8 @@
 so images that share layers share these. It appears by a rename when it is whole. Until it is known to be on disk
 (`HEX.new` names the boot that made it) a reboot makes it doubtful, and it is unpacked again.
 
+`HEX.size` says how many bytes its files have.
+
 `snapshots/base` lies below every image: the mount points that every container needs (/proc, /etc/hosts ...). So the
 runtime has nothing to make in a container's own layer, and what `diff` finds there is the container's work alone.
 """
@@ -13,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -52,6 +55,7 @@ class Snapshots:
         self._slots = asyncio.Semaphore(PARALLEL)
         self._kept: Counter[str] = Counter()
         self._boot_id = processes.boot_id()
+        self._sizes: dict[str, int] = {}
 
     async def open(self) -> None:
         """Make the base; remove half-made layers, and those that a reboot made doubtful. Raises Broken."""
@@ -66,6 +70,7 @@ class Snapshots:
             (base / name).mkdir(parents=True, exist_ok=True)
         for name in BASE_FILES:
             (base / name).touch(mode=0o644)
+        engine_calls.spread_directories(str(self._paths.snapshots))
         for entry in list(os.scandir(self._paths.snapshots)):
             if entry.name.startswith("making-"):
                 self._trash.put(Path(entry.path))
@@ -91,6 +96,10 @@ class Snapshots:
     def has(self, diff_id: str) -> bool:
         """Say whether a layer is unpacked."""
         return self._directory(diff_id).is_dir()
+
+    async def sizes(self, diff_ids: Sequence[str]) -> Sequence[int]:
+        """Count the bytes of the files in layers; -1 for one that is not unpacked."""
+        return [await self._size(self._directory(diff_id)) for diff_id in diff_ids]
 
     async def begin(self, file: Path, blob: Digest, diff_id: str, what: str) -> LayerSink | None:
         """Begin to unpack a layer while `file` still grows; None when there are no hands free, or it is unpacked already."""
@@ -203,11 +212,12 @@ class Snapshots:
         keep = {self._directory(diff_id).name for diff_id in (*used, *coming)} | {"base"}
         gone = 0
         for entry in list(os.scandir(self._paths.snapshots)):
-            name = entry.name.removesuffix(".new")
+            name = entry.name.removesuffix(".new").removesuffix(".size")
             if name in keep or name.startswith("making-") or ((lock := self._locks.get(name)) and lock.locked()):
                 continue
-            if entry.name.endswith(".new"):
+            if entry.name != name:
                 Path(entry.path).unlink(missing_ok=True)
+                self._sizes.pop(name, None)
             else:
                 self._trash.put(Path(entry.path))
                 self._locks.pop(name, None)
@@ -262,6 +272,38 @@ class Snapshots:
             making.rename(target)
         except OSError as error:
             raise Broken(f"{what}: {error.strerror} ({error.filename})") from error
+        self._note_size(target, done.file_bytes)
+
+    async def _size(self, layer: Path) -> int:
+        found = self._sizes.get(layer.name)
+        if found is None:
+            if not layer.is_dir():
+                return -1
+            try:
+                found = self._sizes[layer.name] = int(layer.with_name(f"{layer.name}.size").read_text())
+            except (OSError, ValueError):  # it was adopted, or a kill came first
+                found = await asyncio.to_thread(_file_bytes, str(layer))
+                self._note_size(layer, found)
+        return found
+
+    def _note_size(self, layer: Path, size_bytes: int) -> None:
+        self._sizes[layer.name] = size_bytes
+        with suppress(OSError):  # it is counted again then
+            layer.with_name(f"{layer.name}.size").write_text(str(size_bytes))
 
     def _directory(self, diff_id: str) -> Path:
         return self._paths.snapshots / parse_digest(diff_id).partition(":")[2]
+
+
+def _file_bytes(directory: str) -> int:
+    """Count the bytes of the files below a directory, each once, however many names it has."""
+    total = 0
+    seen: set[int] = set()
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            found = os.lstat(os.path.join(folder, name))
+            if stat.S_ISREG(found.st_mode) and found.st_ino not in seen:
+                total += found.st_size
+                if found.st_nlink > 1:
+                    seen.add(found.st_ino)
+    return total

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,12 +13,16 @@ log = logging.getLogger(__name__)
 
 
 class Tasks:
-    """A context manager that owns tasks. On leaving, those that are `settling` get some seconds; the rest is cancelled."""
+    """A context manager that owns tasks. On leaving, those that are `settling` get some seconds; the rest is cancelled.
+
+    `on_leaving` is called between the two: what is noticed from then on is not for us to deal with.
+    """
 
     def __init__(self, *, grace_s: float = 20.0) -> None:
         self._grace_s = grace_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
+        self.on_leaving: Callable[[], None] = _nothing
 
     async def __aenter__(self) -> Self:
         return self
@@ -29,10 +33,11 @@ class Tasks:
         try:
             await self.settle(self._grace_s)
         finally:
-            tasks = [*self._tasks]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self.on_leaving()
+            while tasks := [*self._tasks]:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, work: Coroutine[Any, Any, None], name: str, *, settling: bool = False) -> asyncio.Task[None]:
         """Run `work`. `settling`: it cleans up, and the engine's end waits for it."""
@@ -57,3 +62,7 @@ class Tasks:
             raise
         except Exception:
             log.exception("%s", name)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+import msgspec
+
 from wherry.engine.nets import Dns, Endpoint, Join, Network, NetworkSpec, Pool
 from wherry.host.limits import Limits
 from wherry.network.types import PortBinding, PublishedPort
@@ -43,7 +45,7 @@ class SandboxSpec:
     hostname: str
     network: str = "pod"
     dns: Dns = field(default_factory=Dns)
-    hosts: Mapping[str, str] = field(default_factory=dict[str, str])
+    hosts: Sequence[tuple[str, str]] = ()
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     cgroup: str = ""
     limits: Limits = field(default_factory=Limits)
@@ -256,7 +258,8 @@ class Container:
 
     `restarting`: it has ended, and starts again in a while. `volumes` are its directories, by name. `ports` are
     published now; `endpoints` are its places on networks of people's own; `gateway` is the machine's address on the pod
-    network, where it is on that.
+    network, where it is on that. `files` are those that it sees below /etc, by their place there; `netns` is its network
+    namespace, "" for the machine's.
     """
 
     id: str
@@ -278,6 +281,8 @@ class Container:
     ports: Sequence[PublishedPort] = ()
     endpoints: Sequence[Endpoint] = ()
     gateway: str = ""
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    netns: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +290,8 @@ class Image:
     """An image of this machine. `id` is the config's digest, `digest` the manifest's; `config` the OCI image config.
 
     `root` is what its names hold: an index, or the manifest itself. `digests` are its names by digest
-    (`repository@digest`). `layer_bytes` are the sizes of its layers as blobs, `size_bytes` that of all its blobs.
+    (`repository@digest`). `layer_bytes` are the bytes of the files in its layers, `size_bytes` their sum; a layer that has
+    not been unpacked counts as its blob does.
     """
 
     id: str
@@ -316,6 +322,7 @@ class ImageManifest:
     content_bytes: int
     image_id: str
     subject: str = ""
+    unpacked_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,8 +343,7 @@ class ExecSpec:
     size: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(msgspec.Struct, frozen=True):
     """One piece of output. `stream` is "stdout" or "stderr"; `data` includes the newline unless the line is `partial`.
 
     `stamp` is its time in RFC 3339 with nine digits: a float has no room for them.

@@ -2,6 +2,8 @@
 
 import os
 
+_ELSEWHERE = ("nfs", "cifs", "smb", "9p", "fuse", "ceph", "afs", "virtiofs")
+
 
 def mark(path: str) -> str:
     """What only the same directory, seen by the same kernel through the same mounts, has. Raises OSError.
@@ -12,3 +14,10 @@ def mark(path: str) -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
     return f"{boot} {os.readlink('/proc/self/ns/mnt')} {found.st_dev}:{found.st_ino}"
+
+
+def is_local(path: str) -> bool:
+    """Say whether root reads there what anybody reads: file systems of other machines, and people's own, may refuse it."""
+    from wherry.host import mounts  # the command line needs the other half alone
+
+    return not mounts.containing(os.path.realpath(path), mounts.table()).kind.startswith(_ELSEWHERE)

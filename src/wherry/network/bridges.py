@@ -49,11 +49,13 @@ def mark(instance: str) -> str:
 class Bridges:
     """The bridges of one engine. `start` once the networks of before are known. Raises Broken with the kernel's words.
 
-    `subnets` cuts subnets that nobody on this machine has, and remembers them under the instance.
+    `subnets` cuts subnets that nobody on this machine has, and remembers them under the instance, and there under `holder`,
+    this engine's own name among the instance's.
     """
 
-    def __init__(self, instance: str, nft: Nft, guard: Guard, *, subnets: Claims) -> None:
+    def __init__(self, instance: str, nft: Nft, guard: Guard, *, subnets: Claims, holder: str = "") -> None:
         self._instance, self._nft, self._guard, self._subnets = instance, nft, guard, subnets
+        self._holder = holder
         self._firewalls = Firewalls(nft, instance)
         self._networks: dict[str, BridgeNetwork] = {}
         self._links: dict[str, str] = {}
@@ -73,6 +75,8 @@ class Bridges:
         anew that somebody took away, by its name.
         """
         self._networks, self._links, self._again = {}, dict(links), again
+        known = [subnet for each in networks for subnet in (each.subnet, each.subnet6)]
+        await self._nft.call(lambda: self._subnets.keep_networks(self._instance, known, holder=self._holder))
         for each in networks:
             try:
                 for subnet in filter(None, (each.subnet, each.subnet6)):
@@ -180,7 +184,9 @@ class Bridges:
         return f"{prefix}b", f"{prefix}v"
 
     async def _claim(self, wanted: str, *, six: bool = False) -> str:
-        return await self._nft.call(lambda: self._subnets.claim_network(self._instance, wanted, six=six))
+        return await self._nft.call(
+            lambda: self._subnets.claim_network(self._instance, wanted, six=six, holder=self._holder)
+        )
 
     def _set_up(self, networks: Sequence[BridgeNetwork], links: set[str]) -> None:
         for each in networks:

@@ -8,7 +8,7 @@ what it had, and gets it if it is still free.
 import fcntl
 import os
 import socket
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -29,7 +29,7 @@ class Claim(msgspec.Struct, frozen=True):
     """What one instance has. `links` is the range for links to nodes in namespaces; `root` its state directory.
 
     `owner` is the process that has it now; `before` says how machine-wide settings were before the first of us came.
-    `networks` are subnets of people's own networks.
+    `networks` are subnets of people's own networks, `holders` says which of the instance's engines has each.
     """
 
     instance: str
@@ -42,6 +42,7 @@ class Claim(msgspec.Struct, frozen=True):
     ports: tuple[int, ...] = ()
     before: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     networks: tuple[str, ...] = ()
+    holders: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
     @property
     def is_alive(self) -> bool:
@@ -137,9 +138,10 @@ class Claims:
                     return found
         raise Unavailable(f"no TCP port of {address} is free")
 
-    def claim_network(self, instance: str, wanted: str = "", *, six: bool = False) -> str:
+    def claim_network(self, instance: str, wanted: str = "", *, six: bool = False, holder: str = "") -> str:
         """Take a subnet for a network of an instance: `wanted`, or any of the pool; what it has it gets again.
 
+        `holder` names the engine that takes it, where an instance has several: see `keep_networks`.
         `six`: any of IPv6, from a range that is made of the instance's id, as RFC 4193 has it.
 
         Raises Conflict when `wanted` overlaps what somebody has, Unavailable without a claim or with the pool used up.
@@ -163,16 +165,24 @@ class Claims:
             clash = next((other for other in taken if wanted and overlap(other, ip_network(wanted))), None)
             if clash is not None:
                 raise Conflict(f"Pool overlaps with other one on this address space: {wanted} with {clash}")
-            self._write(msgspec.structs.replace(mine, networks=(*mine.networks, got)))
+            holders = {**mine.holders, got: holder}
+            self._write(msgspec.structs.replace(mine, networks=(*mine.networks, got), holders=holders))
             return got
+
+    def keep_networks(self, instance: str, wanted: Collection[str], *, holder: str = "") -> None:
+        """Give back the subnets of one engine but `wanted`: it was killed before it wrote down what they are for."""
+        with self._locked():
+            for claim in self._read_all():
+                lost = {subnet for subnet, each in claim.holders.items() if each == holder} - set(wanted)
+                if claim.instance == instance and lost:
+                    self._write(_without(claim, lost))
 
     def release_network(self, instance: str, subnet: str) -> None:
         """Give a network's subnet back; nothing if it is not the instance's."""
         with self._locked():
             for claim in self._read_all():
                 if claim.instance == instance and subnet in claim.networks:
-                    left = tuple(each for each in claim.networks if each != subnet)
-                    self._write(msgspec.structs.replace(claim, networks=left))
+                    self._write(_without(claim, {subnet}))
 
     def note_before(self, instance: str, setting: str, value: str) -> None:
         """Remember how a machine-wide setting was before this instance changed it; the first note stays."""
@@ -272,6 +282,14 @@ def overlap(one: Subnet, other: Subnet) -> bool:
     if isinstance(one, IPv4Network):
         return isinstance(other, IPv4Network) and one.overlaps(other)
     return isinstance(other, IPv6Network) and one.overlaps(other)
+
+
+def _without(claim: Claim, subnets: Collection[str]) -> Claim:
+    return msgspec.structs.replace(
+        claim,
+        networks=tuple(each for each in claim.networks if each not in subnets),
+        holders={each: holder for each, holder in claim.holders.items() if each not in subnets},
+    )
 
 
 def _fours(networks: Iterable[Subnet]) -> list[IPv4Network]:

@@ -89,8 +89,7 @@ async def neighbours(nft: Nft, instance: str = "", places: Sequence[Place] = ())
             wants = bool(instance and places and not mine)
             found.append(Neighbour("dockerd", f"chain {family} {CHAIN}, {mine} rules of this instance",
                                    "it is repaired within a second while the instance is up" if wants else ""))  # fmt: skip
-    listed = await nft.call(iptables_legacy.has_tables)
-    if listed:
+    if listed := await iptables_legacy.acting(await nft.call(iptables_legacy.has_tables)):
         can = await iptables_legacy.rules() is not None
         fix = (
             "" if can else "update-alternatives --set iptables /usr/sbin/iptables-nft, then restart what uses iptables"

@@ -36,6 +36,22 @@ async def rules() -> str | None:
     return done.out.decode(errors="replace") if done.code == 0 else None
 
 
+async def acting(tables: Sequence[str]) -> list[str]:
+    """Name those of `tables` that do something: a rule, or a policy that drops. All of them where nobody can tell.
+
+    Whoever asked the old iptables once, for a list even, has left its table behind, empty.
+    """
+    if not facts.find_program(_TOOL):
+        return list(tables)
+    found: list[str] = []
+    for table in tables:
+        done = await spawn.run([_TOOL, "-w", "5", "-t", table, "-S"], timeout_s=_TIMEOUT_S)
+        lines = done.out.decode(errors="replace").splitlines()
+        if done.code != 0 or any(line.startswith("-A") or line.endswith(" DROP") for line in lines):
+            found.append(table)
+    return found
+
+
 async def ensure(nft: Nft, instance: str, links: Sequence[str] = ()) -> bool:
     """Add the rules that are missing; True when some were. What fails is logged."""
     if "filter" not in await nft.call(has_tables):

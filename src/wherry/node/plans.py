@@ -20,7 +20,7 @@ POD_PIDS = 4096
 def sandbox_spec(pod: Pod, *, dns_address: str, cluster_domain: str, host_dns: Dns) -> SandboxSpec:
     """Plan the pod's sandbox."""
     spec = pod.spec
-    hosts: dict[str, str] = {name: alias.ip for alias in spec.host_aliases for name in alias.hostnames}
+    hosts = [(name, alias.ip) for alias in spec.host_aliases for name in alias.hostnames]
     return SandboxSpec(
         id=sandbox_id(pod.uid),
         hostname="" if spec.host_network else (spec.hostname or pod.metadata.name)[:63],

@@ -3,6 +3,7 @@
 OpenAPI is written from the same table (openapi.py), so nothing is served that it does not tell of.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -374,7 +375,7 @@ async def _deliveries(ask: Ask) -> Any:
 
 
 async def _resend(ask: Ask) -> Any:
-    if not ask.params["id"].isdigit():
+    if re.fullmatch("[0-9]{1,18}", ask.params["id"]) is None:
         raise NotFound(f"delivery {ask.params['id']}: there is none")
     await ask.registry.hooks.resend(int(ask.params["id"]))
     return {}

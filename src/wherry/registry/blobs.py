@@ -32,6 +32,7 @@ from wherry.wire.http import Request, Response
 
 UNTAGGED_S = 3600.0
 """How long a pushed blob waits for the manifest that will hold it (cluster time)."""
+LEASED_S = 60.0
 VOUCH_S = 600.0
 VOUCHED_MAX = 100_000
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -57,6 +58,8 @@ class Blobs:
         self._may = may
         self._vouched = Vouched(content, clock)
         self._verifying: dict[Digest, asyncio.Lock] = {}
+        self._leased = ""
+        self._leased_at = 0.0
 
     async def pull(self, call: Call, digest_text: str) -> Response:
         """Send a blob (200), or the part that Range asks for (206); 404 BLOB_UNKNOWN, 416. HEAD too."""
@@ -237,8 +240,16 @@ class Blobs:
                 await writer.write(part)
             self._journal.moved(call.name, call.now, bytes_in=writer.offset - begun)
 
+    async def _lease(self) -> str:
+        """The lease of what is pushed now; one serves a minute's pushes."""
+        now = self._clock.now()
+        if not self._leased or not 0 <= now - self._leased_at < LEASED_S:
+            fresh = await self._content.lease(seconds=UNTAGGED_S + LEASED_S)
+            self._leased, self._leased_at = fresh, now
+        return self._leased
+
     async def _commit(self, call: Call, writer: Upload, digest: Digest, *, upload: str = "") -> Response:
-        lease = await self._content.lease(seconds=UNTAGGED_S)
+        lease = await self._lease()
         try:
             blob = await writer.commit(digest, lease=lease)
         except Invalid as error:

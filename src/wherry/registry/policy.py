@@ -285,7 +285,7 @@ def _date(test: Callable[[float, float], bool]) -> Test:
 
 
 def _time(text: str) -> float:
-    return float(text) if text.replace(".", "", 1).isdigit() and "-" not in text else parse_rfc3339(text)
+    return float(text) if text.replace(".", "", 1).isdecimal() and "-" not in text else parse_rfc3339(text)
 
 
 def _in_network(wanted: str, seen: str) -> bool:

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from wherry.clock import Clock, machine
+from wherry.content.credentials import Credentials
 from wherry.content.oci import DOCUMENT_TYPES
 from wherry.content.protocol import Digest
 from wherry.content.push import push
-from wherry.content.remote import Credentials, Remote
+from wherry.content.remote import Remote
 from wherry.errors import Cause, Invalid, NotFound, WherryError
 from wherry.registry.events import DELETE, EXPIRE, FETCH, PUSH, Event, Journal, event_of, record
 from wherry.registry.metadata import Metadata

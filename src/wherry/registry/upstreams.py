@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from wherry.clock import Clock, machine
+from wherry.content.credentials import Credentials
 from wherry.content.oci import DOCUMENT_MAX_BYTES, DOCUMENT_TYPES, Descriptor, parse_document
 from wherry.content.protocol import Digest
-from wherry.content.remote import Credentials, Remote
+from wherry.content.remote import Remote
 from wherry.errors import Cause, Damaged, Forbidden, Invalid, NotFound, TooLarge, Unavailable, WherryError
 from wherry.registry.blobs import Blobs, read_digest
 from wherry.registry.call import Call

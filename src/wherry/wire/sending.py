@@ -23,8 +23,11 @@ log = logging.getLogger(__name__)
 
 # Up to here head and body go out by one write; beyond, copying costs more than the second system call.
 JOIN_BYTES = 64 * 1024
-# How much of a file one sendfile call sends: each call must end within Limits.write_s.
+# How much of a file one sendfile call sends: each call must end within Limits.write_s. It grows up to MOST while the client
+# takes a slice within QUICK_S, since each call costs; a larger one would hold up the other connections.
 FILE_SLICE_BYTES = 2 * 1024 * 1024
+FILE_SLICE_MOST_BYTES = 16 * 1024 * 1024
+FILE_QUICK_S = 0.25
 # Compressing less saves no packet worth the time; beyond THREAD_BYTES it goes to a thread.
 COMPRESS_BYTES = 16 * 1024
 THREAD_BYTES = 64 * 1024
@@ -253,20 +256,23 @@ async def _send_file(connection: "Connection", request: Request, response: Respo
         os.posix_fadvise(file.fileno(), body.start, size, os.POSIX_FADV_SEQUENTIAL)
         await _write(connection, head)
         loop = asyncio.get_running_loop()
-        at = body.start
+        at, most = body.start, FILE_SLICE_BYTES
         while at < body.stop:
-            count = min(FILE_SLICE_BYTES, body.stop - at)
+            count = min(most, body.stop - at)
             if connection.tls:
                 data = await asyncio.to_thread(os.pread, file.fileno(), min(count, HIGH_BYTES), at)
                 sent = len(data)
                 await _write(connection, data)
             else:
                 os.posix_fadvise(file.fileno(), at + count, FILE_SLICE_BYTES, os.POSIX_FADV_WILLNEED)
+                begun = machine.monotonic()
                 try:
                     async with machine.timeout(connection.hub.limits.write_s):
                         sent = await loop.sendfile(connection.transport, file, at, count)
                 except TimeoutError:
                     raise ConnectionResetError("the client does not read") from None
+                quick = machine.monotonic() - begun < FILE_QUICK_S
+                most = min(2 * most, FILE_SLICE_MOST_BYTES) if quick else FILE_SLICE_BYTES
             if sent == 0:
                 raise OSError(f"{body.path} became shorter while it was sent")
             at += sent

@@ -93,7 +93,7 @@ def container_summary(container: Container, now: float) -> Json:
         "Names": [f"/{container.name}"],
         "Image": container.spec.labels.get("io.kubernetes.container.image", container.spec.image),
         "ImageID": container.image_id,
-        "Command": " ".join(container.argv),
+        "Command": " ".join(f"'{word}'" if " " in word and at else word for at, word in enumerate(container.argv)),
         "Created": int(container.created),
         "Ports": ports_list(container),
         "Labels": dict(container.spec.labels),

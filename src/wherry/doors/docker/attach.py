@@ -8,15 +8,14 @@ from wherry.doors.docker.containers import flag
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.keys import DetachKeys
 from wherry.doors.docker.late import LateSession
-from wherry.doors.docker.streams import Pipe, frame, hijacked, join, read_size
+from wherry.doors.docker.logs import log_pieces
+from wherry.doors.docker.streams import Pipe, hijacked, join, read_size
 from wherry.engine.types import Container, Session, State
 from wherry.errors import Conflict, Unsupported
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
 from wherry.wire.streams import Stream
 from wherry.wire.websocket import WebSocket, accept
-
-BLOCK_BYTES = 65536
 
 
 class Attach:
@@ -112,19 +111,13 @@ class _Wish:
 
     async def _written(self, *, raw: bool) -> AsyncIterator[bytes]:
         """Yield what it has written so far, in blocks."""
-        wanted = {"stdout": self._stdout, "stderr": self._stderr}
-        block = bytearray()
         try:
-            lines = self._engine.logs(self.container.id)
+            blocks = self._engine.log_blocks(self.container.id)
         except Unsupported:  # it keeps no log, so there is no past
             return
-        async for line in lines:
-            if wanted[line.stream]:
-                block += line.data if raw or self.container.spec.tty else frame(line.stream, line.data)
-            if len(block) >= BLOCK_BYTES:
-                yield bytes(block)
-                block.clear()
-        yield bytes(block)
+        tty = raw or self.container.spec.tty
+        async for piece in log_pieces(blocks, tty=tty, stdout=self._stdout, stderr=self._stderr, timestamps=False):
+            yield piece
 
 
 class _Messages:

@@ -17,8 +17,8 @@ from wherry.doors.docker.limits import read_limits
 from wherry.doors.docker.options import read_ulimits
 from wherry.doors.docker.platforms import platform_text
 from wherry.engine.types import Image, Limits, Ulimit
-from wherry.errors import BadRequest, Conflict, Unsupported
-from wherry.host.places import mark
+from wherry.errors import BadRequest, Broken, Conflict, Unsupported
+from wherry.host.places import is_local, mark
 from wherry.wire.http import Request
 
 SECRETS = "x-wherry-secrets"
@@ -26,11 +26,11 @@ NETWORKS = {"": "", "default": "", "none": "none", "host": "host"}
 
 
 class BuildOptions(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """How to build. `contexts` are named contexts: an absolute directory, `docker-image://NAME`, `oci-layout://DIRECTORY`, an address.
+    """How to build. `contexts` are named contexts: an absolute directory, `docker-image://NAME`, `oci-layout://PATH`, a URL.
 
-    `fresh_stages` are built without the cache; `cache_from` and `cache_to` are in buildx's words (`type=registry,ref=...`), `alike`
-    images whose history is looked into. `agents` are sockets of SSH agents by id, `platforms` what to build for, `remote` the context's
-    address; `directory` the context where client and engine see the same one (host.places.mark).
+    `fresh_stages` are built without the cache; `cache_from` and `cache_to` are in buildx's words (`type=registry,ref=...`),
+    `alike` images whose history is looked into. `agents` are sockets of SSH agents by id, `platforms` what to build for,
+    `remote` the context's address; `directory` the context where client and engine see the same one (host.places.mark).
     `provenance` is "", min or max. `events`: progress as a JSON object a line. `check` builds nothing. `auths` are credentials
     by the address of a registry.
     From `networks` on it is what the containers of RUN get: names or ids of networks, names with addresses, sizes, limits.
@@ -157,7 +157,9 @@ def _remote(request: Request) -> str:
     """The context's address: of a repository, an archive or a Dockerfile. Raises Unsupported."""
     remote = request.first("remote") or ""
     if remote == "client-session":
-        raise Unsupported("build option remote is not supported by wherry: 'client-session' is BuildKit's; set DOCKER_BUILDKIT=0")
+        raise Unsupported(
+            "build option remote is not supported by wherry: 'client-session' is BuildKit's; set DOCKER_BUILDKIT=0"
+        )
     return remote
 
 
@@ -177,8 +179,8 @@ def _auths(request: Request) -> dict[str, dict[str, str]]:
 def _check_directory(path: str, said: str) -> None:
     """Raises Conflict where the client's directory is not the one that is at that path here; it sends a tar then."""
     try:
-        same = path.startswith("/") and mark(path) == said
-    except OSError:
+        same = path.startswith("/") and mark(path) == said and is_local(path)
+    except (OSError, Broken):
         same = False
     if not same:
         raise Conflict(f"build context {path}: the engine does not see the same directory there; send it as a tar")

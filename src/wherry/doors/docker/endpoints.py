@@ -226,7 +226,7 @@ def _settings(
         "Aliases": list(aliases) or None, "NetworkID": place.network, "EndpointID": id, "Gateway": place.gateway,
         "IPAddress": address, "IPPrefixLen": place.prefix if address else 0, "IPv6Gateway": place.gateway6,
         "GlobalIPv6Address": address6, "GlobalIPv6PrefixLen": place.prefix6 if address6 else 0,
-        "MacAddress": (place.mac or mac_of(address, inside=True)) if address else "", "DriverOpts": None,
+        "MacAddress": place.mac or (mac_of(address, inside=True) if address else ""), "DriverOpts": None,
         "GwPriority": place.priority, "DNSNames": list(names) or None,
     }  # fmt: skip
 

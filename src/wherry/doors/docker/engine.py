@@ -1,6 +1,6 @@
 """What this door needs of an engine beyond the protocol that all its callers share."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from wherry.engine.archive import PathStat
@@ -8,7 +8,18 @@ from wherry.engine.diffs import Change
 from wherry.engine.networks import Networks
 from wherry.engine.runtime import Runtimes
 from wherry.engine.settings import EngineSettings
-from wherry.engine.types import Engine, EngineEvent, ExecSpec, Image, ImageManifest, Join, Limits, Mount, Session
+from wherry.engine.types import (
+    Engine,
+    EngineEvent,
+    ExecSpec,
+    Image,
+    ImageManifest,
+    Join,
+    Limits,
+    LogLine,
+    Mount,
+    Session,
+)
 from wherry.engine.volumes import Volumes
 from wherry.host.abilities import Abilities
 from wherry.host.engine_usage import Detail
@@ -48,6 +59,12 @@ class DockerEngine(Engine, Protocol):
 
     async def settled(self, *, timeout_s: float = 20.0) -> None:
         """Wait until what goes on behind (clearing, deleting) is done."""
+        ...
+
+    def log_blocks(
+        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float = 0.0
+    ) -> AsyncGenerator[Sequence[LogLine]]:
+        """Yield a container's log, many lines at once. Raises NotFound, Unsupported."""
         ...
 
     def tell(self, kind: str, action: str, id: str, attributes: Mapping[str, str]) -> None:

@@ -11,6 +11,8 @@ from wherry.engine.types import Container, EngineEvent
 from wherry.errors import BadRequest
 
 Filters = Mapping[str, Sequence[str]]
+TRUTHS = ("dangling", "is-task", "all")
+"""Filters whose values are true or false."""
 
 
 def parse(text: str | None, known: Sequence[str]) -> Filters:
@@ -24,10 +26,22 @@ def parse(text: str | None, known: Sequence[str]) -> Filters:
     for name in raw:
         if name not in known:
             raise BadRequest(f"invalid filter '{name}'")
-    return {
+    found = {
         name: [each for each, on in values.items() if on] if isinstance(values, dict) else values
         for name, values in raw.items()
     }
+    return {
+        name: [_truth(name, each) for each in values] if name in TRUTHS else values for name, values in found.items()
+    }
+
+
+def _truth(name: str, text: str) -> str:
+    """Write a truth value in one way. Raises BadRequest for what is none."""
+    if text in ("1", "true", "True", "TRUE", "t", "T"):
+        return "true"
+    if text in ("0", "false", "False", "FALSE", "f", "F"):
+        return "false"
+    raise BadRequest(f"invalid filter '{name}={text}'")
 
 
 def has_labels(labels: Mapping[str, str], wanted: Sequence[str]) -> bool:

@@ -11,7 +11,6 @@ from wherry.engine.types import Image
 from wherry.errors import BadRequest
 
 KNOWN = ("label", "label!", "reference", "dangling", "before", "since", "until")
-_TRUE, _FALSE = ("1", "true", "True", "TRUE", "t", "T"), ("0", "false", "False", "FALSE", "f", "F")
 
 Find = Callable[[str], Awaitable[Image]]
 
@@ -21,7 +20,7 @@ async def chosen(images: list[Image], filters: Filters, find: Find, now: float) 
     before = [(await find(ref)).created for ref in filters.get("before", ())]
     since = [(await find(ref)).created for ref in filters.get("since", ())]
     until = [read_moment(text, "until", now) for text in filters.get("until", ())]
-    dangling = [_truth("dangling", text) for text in filters.get("dangling", ())]
+    dangling = [text == "true" for text in filters.get("dangling", ())]
     found: list[Image] = []
     for image in images:
         labels = (image.config.get("config") or {}).get("Labels") or {}
@@ -44,14 +43,6 @@ async def chosen(images: list[Image], filters: Filters, find: Find, now: float) 
             image = replace(image, names=names, digests=digests)
         found.append(image)
     return found
-
-
-def _truth(name: str, text: str) -> bool:
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise BadRequest(f"invalid filter '{name}={text}'")
 
 
 def _refers(pattern: str, name: str) -> bool:

@@ -97,7 +97,7 @@ def inspect(
 
 
 def history(image: Image) -> Sequence[Json]:
-    """`GET /images/NAME/history`, newest first; the size of a step is that of its layer's blob."""
+    """`GET /images/NAME/history`, newest first; the size of a step is that of the files in its layer."""
     entries: list[Mapping[str, Any]] = list(image.config.get("history") or ())
     sizes = list(image.layer_bytes)
     shown: list[Json] = []
@@ -127,7 +127,7 @@ def manifest_summary(manifest: ImageManifest, users: Mapping[str, Sequence[str]]
             "mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.size_bytes, **named,
         },
         "Available": manifest.available,
-        "Size": {"Content": manifest.content_bytes, "Total": manifest.content_bytes},
+        "Size": {"Content": manifest.content_bytes, "Total": manifest.content_bytes + manifest.unpacked_bytes},
         "Kind": manifest.kind,
     }  # fmt: skip
     if manifest.kind == "attestation":
@@ -136,7 +136,7 @@ def manifest_summary(manifest: ImageManifest, users: Mapping[str, Sequence[str]]
         shown["ImageData"] = {
             "Platform": dict(manifest.platform),
             "Containers": list(users.get(manifest.image_id, ())) if manifest.image_id else [],
-            "Size": {"Unpacked": 0},
+            "Size": {"Unpacked": manifest.unpacked_bytes},
         }
     return shown
 

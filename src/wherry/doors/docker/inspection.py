@@ -10,7 +10,7 @@ from wherry.doors.docker.limits import show_limits
 from wherry.doors.docker.mounts import show_mounts
 from wherry.doors.docker.options import show_health
 from wherry.engine.spec import masked_paths, read_only_paths
-from wherry.engine.types import Container, Image
+from wherry.engine.types import Container, Health, Image
 
 DEFAULTS: Mapping[str, Any] = {
     "Binds": None, "ContainerIDFile": "", "VolumeDriver": "", "VolumesFrom": None, "ConsoleSize": [0, 0], "CapAdd": None,
@@ -26,6 +26,8 @@ def container_inspect(container: Container, image: Image | None, *, cgroup_versi
     """The whole answer."""
     spec = container.spec
     argv = list(container.argv)
+    networks = networks_map(container)
+    default = networks.get("bridge", {}) if network_mode(container) == "bridge" else {}
     return {
         "Id": container.id,
         "Created": moment(container.created),
@@ -37,6 +39,9 @@ def container_inspect(container: Container, image: Image | None, *, cgroup_versi
         "RestartCount": container.restarts,
         "Driver": "overlay2",
         "Platform": "linux",
+        "ResolvConfPath": container.files.get("/etc/resolv.conf", ""),
+        "HostnamePath": container.files.get("/etc/hostname", ""),
+        "HostsPath": container.files.get("/etc/hosts", ""),
         "LogPath": spec.log_path,
         "MountLabel": "",
         "ProcessLabel": "",
@@ -49,13 +54,22 @@ def container_inspect(container: Container, image: Image | None, *, cgroup_versi
         "NetworkSettings": {
             "Bridge": "",
             "SandboxID": container.sandbox,
-            "SandboxKey": "",
+            "SandboxKey": container.netns if container.pid else "",
+            "HairpinMode": False,
+            "LinkLocalIPv6Address": "",
+            "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": None,
+            "SecondaryIPv6Addresses": None,
+            "EndpointID": default.get("EndpointID", ""),
+            "GlobalIPv6Address": default.get("GlobalIPv6Address", ""),
+            "GlobalIPv6PrefixLen": default.get("GlobalIPv6PrefixLen", 0),
+            "IPv6Gateway": default.get("IPv6Gateway", ""),
             "Ports": ports_map(container),
             "IPAddress": container.address if network_mode(container) == "bridge" else "",
             "IPPrefixLen": 32 if container.address and network_mode(container) == "bridge" else 0,
             "Gateway": container.gateway,
-            "MacAddress": networks_map(container).get("bridge", {}).get("MacAddress", ""),
-            "Networks": networks_map(container),
+            "MacAddress": networks.get("bridge", {}).get("MacAddress", ""),
+            "Networks": networks,
         },
     }
 
@@ -141,10 +155,18 @@ def _config(container: Container, image: Image | None) -> Json:
     signal = spec.stop_signal or own.get("StopSignal")
     return (
         shown
-        | ({"Healthcheck": show_health(spec.health)} if spec.health else {})
+        | ({"Healthcheck": _health(spec.health, asked if spec.asked else None, own)} if spec.health else {})
         | ({"StopSignal": signal} if signal else {})
         | {name: asked[name] for name in ("MacAddress", "NetworkDisabled", "StopTimeout") if name in asked}
     )
+
+
+def _health(health: Health, asked: Mapping[str, Any] | None, image: Mapping[str, Any]) -> Json:
+    """What was asked for, by the container or its image, and not what holds for the rest; all where no client asked."""
+    if asked is None:
+        return show_health(health)
+    wanted = [each.get("Healthcheck") or {} for each in (asked, image)]
+    return {name: value for name, value in show_health(health).items() if any(each.get(name) for each in wanted)}
 
 
 def _environment(own: Sequence[str], image: Sequence[str]) -> list[str]:

@@ -63,7 +63,7 @@ def _health(text: str) -> dict[str, Any]:
     while text.startswith("--"):
         option, _, text = text.partition(" ")
         name, _, value = option[2:].partition("=")
-        if name == "retries" and value.isdigit():
+        if name == "retries" and value.isdecimal():
             made["Retries"] = int(value)
         elif name in _HEALTH:
             made[_HEALTH[name]] = int(read_duration(value, f"--{name}") * 1e9)

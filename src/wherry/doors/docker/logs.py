@@ -1,7 +1,7 @@
 """`GET /containers/NAME/logs`: a log as Docker sends it."""
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from wherry.clock import machine, parse_rfc3339
 from wherry.doors.docker.changes import find
@@ -35,7 +35,8 @@ class Logs:
         until = read_time(request.first("until"))
         follow = flag(request, "follow") and not (until and until <= machine.now())
         try:
-            lines = self._engine.logs(container.id, follow=follow, tail=most, since=read_time(request.first("since")))
+            since = read_time(request.first("since"))
+            lines = self._engine.log_blocks(container.id, follow=follow, tail=most, since=since)
         except Unsupported:
             raise Unsupported("configured logging driver does not support reading") from None
         before = b""
@@ -56,7 +57,7 @@ class Logs:
 
 
 async def log_pieces(
-    lines: AsyncIterator[LogLine],
+    blocks: AsyncIterator[Sequence[LogLine]],
     *,
     tty: bool,
     stdout: bool,
@@ -65,22 +66,28 @@ async def log_pieces(
     until: float = 0.0,
     before: bytes = b"",
 ) -> AsyncIterator[bytes]:
-    """Write a log. Pieces of a long line have one timestamp (and `before`, the details), at its beginning."""
+    """Write a log, many lines at once. Pieces of a long line have one timestamp (and `before`), at its beginning."""
     wanted = {"stdout": stdout, "stderr": stderr}
     goes_on = {"stdout": False, "stderr": False}
-    async for line in lines:
-        if until and line.time > until:
+    async for lines in blocks:
+        written: list[bytes] = []
+        for line in lines:
+            if until and line.time > until:
+                break
+            if not wanted[line.stream]:
+                continue
+            data = line.data
+            if not goes_on[line.stream]:
+                data = (line.stamp.encode() + b" " if timestamps else b"") + before + data
+            goes_on[line.stream] = line.partial
+            written.append(data if tty else frame(line.stream, data))
+        if written:
+            yield b"".join(written)
+        if until and lines[-1].time > until:
             return
-        if not wanted[line.stream]:
-            continue
-        data = line.data
-        if not goes_on[line.stream]:
-            data = (line.stamp.encode() + b" " if timestamps else b"") + before + data
-        goes_on[line.stream] = line.partial
-        yield data if tty else frame(line.stream, data)
 
 
-async def _until(lines: AsyncIterator[LogLine], until: float) -> AsyncIterator[LogLine]:
+async def _until(lines: AsyncIterator[Sequence[LogLine]], until: float) -> AsyncIterator[Sequence[LogLine]]:
     """End at a moment to come, also when nothing is written by then."""
     while True:
         try:

@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network
 from typing import Any
 
-from wherry.clock import Clock, parse_rfc3339
+from wherry.clock import Clock
 from wherry.doors.docker import answers, filters
 from wherry.doors.docker.containers import json_body
 from wherry.doors.docker.endpoints import endpoint_id, read_join
 from wherry.doors.docker.engine import DockerEngine
 from wherry.doors.docker.netspecs import read_network
+from wherry.doors.docker.times import read_moment
 from wherry.engine.types import Container, Network, Pool, State
-from wherry.errors import BadRequest, Forbidden, NotFound
+from wherry.errors import BadRequest, Forbidden, NotFound, Unsupported
 from wherry.network.ranges import mac_of
 from wherry.wire.http import Request, Response
 from wherry.wire.router import Route
@@ -63,7 +64,10 @@ class Networks:
 
     async def _connect(self, request: Request) -> Response:
         network, body = self._engine.networks.find(request.params["name"]), await json_body(request)
-        join = read_join(network.id, body.get("EndpointConfig"))
+        endpoint = body.get("EndpointConfig")
+        join = read_join(network.id, endpoint)
+        if endpoint and endpoint.get("Links"):
+            raise Unsupported("EndpointConfig.Links is not supported by wherry when a network is joined: use aliases")
         if network.predefined and join.aliases:
             raise BadRequest("network-scoped alias is supported only for containers in user defined networks")
         container = await self._container(body)
@@ -85,7 +89,7 @@ class Networks:
 
     async def _prune(self, request: Request) -> Response:
         wanted = filters.parse(request.first("filters"), PRUNE)
-        until = _until(wanted, self._clock.now())
+        until = max((read_moment(text, "until", self._clock.now()) for text in wanted.get("until", ())), default=0.0)
         gone: list[str] = []
         for each in self._engine.networks.all():
             spared = any(filters.has_labels(each.spec.labels, [label]) for label in wanted.get("label!", ()))
@@ -167,18 +171,3 @@ def matches(network: Network, wanted: filters.Filters, is_used: Callable[[Networ
         "dangling": lambda values: all((not is_used(network)) == (value in ("1", "true")) for value in values),
     }
     return all(tests[name](values) for name, values in wanted.items())
-
-
-def _until(wanted: filters.Filters, now: float) -> float:
-    """Read prune's `until`: a time, or how long ago (`24h`)."""
-    for text in wanted.get("until", ()):
-        units = {"s": 1, "m": 60, "h": 3600}
-        if text[:-1].isdigit() and text[-1] in units:
-            return now - int(text[:-1]) * units[text[-1]]
-        if text.isdigit():
-            return float(text)
-        try:
-            return parse_rfc3339(text)
-        except ValueError:
-            raise BadRequest(f"invalid until filter: {text!r}") from None
-    return 0.0

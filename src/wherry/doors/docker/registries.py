@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
+from wherry.content.credentials import Credentials
 from wherry.content.digests import parse_digest
 from wherry.content.hosts import hosts_for
 from wherry.content.names import DEFAULT_DOMAIN, ImageName, cluster_repository, parse_name
-from wherry.content.remote import Credentials, Remote, endpoint_of
+from wherry.content.remote import Remote, endpoint_of
 from wherry.doors.docker import filters
 from wherry.doors.docker.engine import DockerEngine
 from wherry.errors import BadRequest, Unsupported
@@ -79,7 +80,7 @@ class Registries:
         """Look through the catalogue of the registry that the term begins with, as `docker search HOST:PORT/term`."""
         term = request.first("term") or ""
         limit = request.first("limit") or str(FOUND_USUAL)
-        if not limit.isdigit() or not 0 <= int(limit) <= FOUND_MOST:
+        if not limit.isdecimal() or not 0 <= int(limit) <= FOUND_MOST:
             raise BadRequest(f"limit {limit} is outside the range of [1, {FOUND_MOST}]")
         wanted = filters.parse(request.first("filters"), ("is-official", "is-automated", "stars"))
         head, slash, rest = term.partition("/")

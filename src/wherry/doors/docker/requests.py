@@ -64,7 +64,8 @@ ECHOED = (
     "Tmpfs", "UTSMode", "VolumeDriver", "VolumesFrom",
 )  # fmt: skip
 ECHOED_CONFIG = (
-    "AttachStdin", "AttachStdout", "AttachStderr", "Domainname", "MacAddress", "NetworkDisabled", "StopTimeout", "Volumes",
+    "AttachStdin", "AttachStdout", "AttachStderr", "Domainname", "Healthcheck", "MacAddress", "NetworkDisabled",
+    "StopTimeout", "Volumes",
 )  # fmt: skip
 """Fields that `inspect` shows as they were written."""
 
@@ -127,8 +128,12 @@ def words(value: Any) -> Sequence[str] | None:
 
 def container_spec(body: Json, name: str, version: tuple[int, int] = NEWEST) -> ContainerSpec:
     """Read `POST /containers/create`. Raises BadRequest for what cannot be read, Unsupported for what we do not have."""
+    body = dict(body)
+    runtime = body.pop("Runtime", None)  # docker-py writes it here
     _check(body, BODY, "")
     host: Json = body.get("HostConfig") or {}
+    if runtime and not host.get("Runtime"):
+        host = {**host, "Runtime": runtime}
     _check(host, HOST, "HostConfig.")
     image = body.get("Image")
     if not image:
@@ -154,7 +159,7 @@ def container_spec(body: Json, name: str, version: tuple[int, int] = NEWEST) -> 
         env=[str(each) for each in body.get("Env") or ()],
         workdir=workdir,
         user=str(body.get("User") or ""),
-        groups=[int(each) if str(each).isdigit() else str(each) for each in host.get("GroupAdd") or ()],
+        groups=[int(each) if str(each).isdecimal() else str(each) for each in host.get("GroupAdd") or ()],
         sandbox_spec=_sandbox(body, host),
         mounts=read_mounts(body, host, version),
         image_volumes=True,
@@ -223,10 +228,10 @@ def _sandbox(body: Json, host: Json) -> SandboxSpec:
         if joins:
             raise BadRequest("conflicting options: networks and NetworkDisabled")
         network = "none"
-    hosts: dict[str, str] = {}
+    hosts: list[tuple[str, str]] = []
     for line in host.get("ExtraHosts") or ():
         name, _, address = str(line).partition("=" if "=" in str(line) else ":")
-        hosts[name] = address
+        hosts.append((name, address))
     return SandboxSpec(
         id="",
         hostname=str(body.get("Hostname") or ""),

@@ -84,7 +84,7 @@ class System:
         found = await asyncio.to_thread(machine_of, self._root)
         able = self._engine.abilities
         runtimes = self._engine.runtimes
-        security = ["name=seccomp,profile=default", *(["name=cgroupns"] if able.version == 2 else [])]
+        security = security_options(able.version, is_remapped=bool(self._engine.settings.userns_remap))
         return Response.json(
             {
                 "ID": found["ID"],
@@ -165,6 +165,12 @@ class System:
                 "Warnings": [] if found["Forwarding"] else ["WARNING: IPv4 forwarding is disabled"],
             }
         )
+
+
+def security_options(cgroup_version: int, *, is_remapped: bool) -> list[str]:
+    """What keeps containers apart unless they ask otherwise, as `docker info` names it."""
+    further = {"name=userns": is_remapped, "name=cgroupns": cgroup_version == 2}
+    return ["name=seccomp,profile=default", *(name for name, is_so in further.items() if is_so)]
 
 
 def machine_of(root: str) -> Mapping[str, Any]:

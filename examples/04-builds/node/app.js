@@ -1,0 +1,3 @@
+import { h, render } from "preact";
+
+render(h("p", null, "hello from preact"), document.body);
