@@ -70,7 +70,7 @@ def test_sizes(number: int, unit: str) -> None:
 
 @pytest.mark.root
 def test_what_logs_shows(newest: Docker) -> None:
-    script = "echo one; echo two >&2; seq -s x 20000; echo last; sleep 0.01; echo -n cut"
+    script = "echo one; echo two >&2; seq -s x 20000; sleep 0.01; echo last; sleep 0.01; echo -n cut"
     newest(
         "run", "--name", "web", "-l", "a=b", "-l", "c=d e", "-e", "X=1", "--log-opt", "labels=a,c", "--log-opt", "env-regex=^X",
         "--log-opt", "tag={{.Name}}/{{.ImageName}}", "web:1", "sh", "-c", script, code=None,

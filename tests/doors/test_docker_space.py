@@ -136,6 +136,14 @@ def test_listing(newest: Docker) -> None:
     newest("volume", "rm", "kept")
 
 
+OF_REGISTRY = """
+WITH RECURSIVE kept(digest) AS (
+  SELECT digest FROM holds WHERE holder LIKE 'repo/%' UNION SELECT child FROM refs JOIN kept ON parent = digest
+) SELECT digest FROM kept
+"""
+"""What the registry keeps: it covers what was pushed of late, for some minutes."""
+
+
 def test_an_empty_store_after_prune(newest: Docker, loaded: Cluster, tmp_path: Path) -> None:
     """What builds, containers, images and volumes have taken from the disk is given back, and is in the sums before."""
     (tmp_path / "Dockerfile").write_text(
@@ -166,7 +174,7 @@ def test_an_empty_store_after_prune(newest: Docker, loaded: Cluster, tmp_path: P
         )  # fmt: skip
         with closing(sqlite3.connect(Path(loaded.root) / "content" / "index.db")) as ledger:
             holders = [who for (who,) in ledger.execute("SELECT DISTINCT holder FROM holds")]
-            leases = ledger.execute("SELECT count(*) FROM covers").fetchone()[0]
+            leases = ledger.execute(f"SELECT count(*) FROM covers WHERE digest NOT IN ({OF_REGISTRY})").fetchone()[0]
         assert [who for who in holders if not who.startswith("repo/")] == [], "but for what the registry has"
         assert leases == 0
     finally:

@@ -81,16 +81,19 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Runs commands of one build. `logs` is a directory for their output."""
+    """Runs commands of one build. `logs` is a directory for their output.
+
+    `kept` keeps what the steps wrote unpacked, until the image that has it is named.
+    """
 
     engine: BuildEngine
     platform: Platform
     logs: Path
     build: str
     network: str
+    kept: ExitStack
     around: Surroundings = field(default_factory=Surroundings)
     leaving: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
-    kept: ExitStack = field(default_factory=ExitStack)
 
     async def run(
         self,
@@ -131,16 +134,12 @@ class Runner:
 
     @asynccontextmanager
     async def working(self) -> AsyncGenerator[None]:
-        """Run within this: what steps leave is taken away behind them, and all of it is gone at the end.
-
-        What a step wrote is kept unpacked until then, so that the next step stands on it at once.
-        """
+        """Run within this: what steps leave is taken away behind them, and all of it is gone at the end."""
         try:
             yield
         finally:
             while self.leaving:
                 await asyncio.shield(asyncio.wait([self.leaving.pop()]))
-            self.kept.close()
 
     async def _in_container(
         self,

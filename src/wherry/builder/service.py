@@ -6,7 +6,7 @@ import secrets as random
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +124,8 @@ class Builder:
         ):
             lease = await self._content.lease(seconds=LEASE_S)
             try:
-                return await self._build(ask, names, files, lease, scratch, progress or silent)
+                with ExitStack() as kept:
+                    return await self._build(ask, names, files, lease, scratch, progress or silent, kept)
             finally:
                 await self._content.end_lease(lease)
 
@@ -169,7 +170,14 @@ class Builder:
             await rootfs_directory(await files_of(self._content, self._listings, image.layers, scratch), dest)
 
     async def _build(
-        self, ask: Wanted, names: Sequence[str], files: Context, lease: str, scratch: Path, tell: Progress
+        self,
+        ask: Wanted,
+        names: Sequence[str],
+        files: Context,
+        lease: str,
+        scratch: Path,
+        tell: Progress,
+        kept: ExitStack,
     ) -> Image:
         planner = self._planner(ask, lease, scratch)
         contexts = await planner.contexts(ask)
@@ -189,7 +197,14 @@ class Builder:
                     tasks = [
                         group.create_task(
                             self._solve(
-                                ask, each, files, lease, scratch / str(number), _named(tell, each, platforms), brought
+                                ask,
+                                each,
+                                files,
+                                lease,
+                                scratch / str(number),
+                                _named(tell, each, platforms),
+                                brought,
+                                kept,
                             )
                         )
                         for number, each in enumerate(planned)
@@ -222,6 +237,7 @@ class Builder:
         scratch: Path,
         tell: Progress,
         brought: Imports | None,
+        kept: ExitStack,
     ) -> Made:
         """Do the steps for one platform."""
         scratch.mkdir(exist_ok=True)
@@ -231,7 +247,13 @@ class Builder:
             context=files,
             images=planned.images,
             runner=Runner(
-                self._engine, self._platform, scratch, random.token_hex(8), ask.network or self._network, ask.around
+                self._engine,
+                self._platform,
+                scratch,
+                random.token_hex(8),
+                ask.network or self._network,
+                kept,
+                ask.around,
             ),
             platform=self._platform,
             lease=lease,
