@@ -118,7 +118,7 @@ def images_of(peer: Peer, names: Sequence[str], place: Path) -> dict[str, tuple[
     peer.docker("save", "-o", str(place / "saved.tar"), *names)
     folder = place / "saved"
     with tarfile.open(place / "saved.tar") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder)
     (place / "saved.tar").unlink()
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, str]]] = {}
     seen: dict[str, str] = {}
