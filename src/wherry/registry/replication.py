@@ -10,17 +10,16 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 import msgspec
 
 from wherry.clock import Clock, machine
-from wherry.content.credentials import Credentials
 from wherry.content.oci import DOCUMENT_TYPES
 from wherry.content.protocol import Digest
 from wherry.content.push import push
 from wherry.content.remote import Remote
-from wherry.errors import Cause, Invalid, NotFound, WherryError
+from wherry.errors import NotFound, WherryError
+from wherry.registry import elsewhere
 from wherry.registry.events import DELETE, EXPIRE, FETCH, PUSH, Event, Journal, event_of, record
 from wherry.registry.metadata import Metadata
 from wherry.registry.pile import Pile
@@ -215,11 +214,9 @@ class Replication:
         )  # fmt: skip
 
     async def _carry_out(self, task: Task, body: RuleBody) -> str:
-        parts = urlsplit(body.url)
-        credentials = Credentials(body.username, body.password) if body.username else None
-        target = f"{parts.path.strip('/')}/{body.prefix}{task.repository}".lstrip("/")
+        target = elsewhere.name_there(body, body.prefix + task.repository)
         row = await self._metadata.find(task.repository, task.reference)
-        async with Remote(f"{parts.scheme}://{parts.netloc}", credentials=credentials) as remote:
+        async with elsewhere.client(body) as remote:
             if task.action == DELETE:
                 if row is not None:
                     return "it is here again"
@@ -252,13 +249,9 @@ def fits(body: RuleBody, event: Event) -> bool:
 
 def check(body: RuleBody) -> None:
     """Raise Invalid when it cannot be one."""
-    parts = urlsplit(body.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise _invalid("url", f"url {body.url!r}: write https://HOST, https://HOST:PORT or https://HOST/PREFIX")
-    if bool(body.username) != bool(body.password):
-        raise _invalid("password", "username and password: both, or none")
+    elsewhere.check(body)
     if body.prefix and (not body.prefix.endswith("/") or body.prefix.startswith("/")):
-        raise _invalid("prefix", f"prefix {body.prefix!r}: a name and a slash, as team/")
+        raise elsewhere.invalid("prefix", f"prefix {body.prefix!r}: a name and a slash, as team/")
 
 
 def _references(event: Event) -> Sequence[str]:
@@ -301,7 +294,3 @@ async def _delete(remote: Remote, repository: str, reference: str) -> str:
         return "it was not there"
     await answer.close()
     return "deleted"
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(message, causes=[Cause(field, "Invalid", message)])

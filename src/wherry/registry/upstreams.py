@@ -10,16 +10,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
 from wherry.clock import Clock, machine
-from wherry.content.credentials import Credentials
 from wherry.content.oci import DOCUMENT_MAX_BYTES, DOCUMENT_TYPES, Descriptor, parse_document
 from wherry.content.protocol import Digest
 from wherry.content.remote import Remote
 from wherry.errors import Cause, Damaged, Forbidden, Invalid, NotFound, TooLarge, Unavailable, WherryError
+from wherry.registry import elsewhere
 from wherry.registry.blobs import Blobs, read_digest
 from wherry.registry.call import Call
 from wherry.registry.flights import Flight
@@ -112,9 +111,7 @@ class Upstreams:
         while (end := repository.rfind("/", 0, end)) > 0:
             found = known.get(repository[: end + 1])
             if found is not None:
-                inner = urlsplit(found.url).path.strip("/")
-                name = repository[end + 1 :]
-                return found, f"{inner}/{name}" if inner else name
+                return found, elsewhere.name_there(found, repository[end + 1 :])
         return None
 
     def changed(self) -> None:
@@ -144,9 +141,7 @@ class Upstreams:
         """A client that is kept: its connections and bearer tokens serve the next pull."""
         key = (upstream.url, upstream.username, upstream.password)
         if key not in self._remotes:
-            parts = urlsplit(upstream.url)
-            credentials = Credentials(upstream.username, upstream.password) if upstream.username else None
-            self._remotes[key] = Remote(f"{parts.scheme}://{parts.netloc}", credentials=credentials)
+            self._remotes[key] = elsewhere.client(upstream)
         return self._remotes[key]
 
     # manifests ----------------------------------------------------------------------------------------------------------
@@ -306,14 +301,6 @@ class Upstreams:
 
 def check(body: UpstreamBody) -> None:
     """Raise Invalid when it cannot be one."""
-    parts = urlsplit(body.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise _invalid("url", f"url {body.url!r}: write https://HOST, https://HOST:PORT or https://HOST/PREFIX")
-    if bool(body.username) != bool(body.password):
-        raise _invalid("password", "username and password: both, or none")
+    elsewhere.check(body)
     if not 0 <= body.revalidate_s <= 365 * 86400:
-        raise _invalid("revalidate_s", f"revalidate_s {body.revalidate_s:g}: seconds, from 0 to a year")
-
-
-def _invalid(field: str, message: str) -> Invalid:
-    return Invalid(message, causes=[Cause(field, "Invalid", message)])
+        raise elsewhere.invalid("revalidate_s", f"revalidate_s {body.revalidate_s:g}: seconds, from 0 to a year")
