@@ -1,17 +1,16 @@
 """Containers on a pod network: each its address, and each other's neighbours."""
 
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.engine.boxes import Place, put_image, spec, text_of
+from tests.netns import moved_into_one
 
 from wherry.clock import RealClock
 from wherry.engine.local import LocalEngine
 from wherry.engine.types import SandboxSpec
-from wherry.host import kernel, namespaces
 from wherry.host.nftables import Nft
 from wherry.network.guard import Guard
 from wherry.network.pods import LocalPodNetwork
@@ -24,16 +23,8 @@ RANGES = Ranges(pods="10.64.0.0/16", services="10.112.0.0/20", node="10.64.1.0/2
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[str]:
     """Stand a network namespace in for the machine's: this thread moves into it."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    pins = str(tmp_path / "host")
-    path = namespaces.create(pins, ("net",))["net"]
-    fd = os.open(path, os.O_RDONLY)
-    kernel.setns(fd, kernel.CLONE_NEWNET, path)
-    os.close(fd)
-    yield path
-    kernel.setns(home, kernel.CLONE_NEWNET, "the test's own network")
-    os.close(home)
-    namespaces.remove(pins)
+    with moved_into_one(tmp_path) as path:
+        yield path
 
 
 async def test_two_containers_reach_each_other(host: str, place: Place, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """An engine with a network of its own machine: a network namespace stands in for the host."""
 
-import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from tests.engine.boxes import Place, put_image
+from tests.netns import moved_into_one
 
 from wherry.clock import RealClock
 from wherry.engine.local import LocalEngine
 from wherry.engine.networks import Networking
-from wherry.host import kernel, namespaces
 from wherry.host.nftables import Nft
 from wherry.network.bridges import Bridges
 from wherry.network.claims import Claims
@@ -55,16 +54,8 @@ class Town:
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[str]:
     """Stand a network namespace in for the machine's: this thread moves into it."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    pins = str(tmp_path / "host")
-    path = namespaces.create(pins, ("net",))["net"]
-    fd = os.open(path, os.O_RDONLY)
-    kernel.setns(fd, kernel.CLONE_NEWNET, path)
-    os.close(fd)
-    yield path
-    kernel.setns(home, kernel.CLONE_NEWNET, "the test's own network")
-    os.close(home)
-    namespaces.remove(pins)
+    with moved_into_one(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture

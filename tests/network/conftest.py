@@ -5,7 +5,6 @@ the length of a test, and back. Nothing here touches the machine's own links, ro
 """
 
 import asyncio
-import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from wherry.host import kernel, namespaces, netlink
+from tests.netns import moved_into_one
+from wherry.host import namespaces, netlink
 from wherry.host.nftables import Nft
 from wherry.network.guard import Guard
 from wherry.network.pods import LocalPodNetwork
@@ -27,16 +27,8 @@ RANGES = Ranges(pods="10.64.0.0/16", services="10.112.0.0/20", node="10.64.1.0/2
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[str]:
     """Move this thread into a new network namespace; give its path."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    pins = str(tmp_path / "host")
-    path = namespaces.create(pins, ("net",))["net"]
-    fd = os.open(path, os.O_RDONLY)
-    kernel.setns(fd, kernel.CLONE_NEWNET, path)
-    os.close(fd)
-    yield path
-    kernel.setns(home, kernel.CLONE_NEWNET, "the test's own network")
-    os.close(home)
-    namespaces.remove(pins)
+    with moved_into_one(tmp_path) as path:
+        yield path
 
 
 @dataclass
